@@ -1,0 +1,294 @@
+"""The command line: one verb per step, each reading what the verb before it left on disk."""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from scaling import __version__, answer as answers, fit as fits, grid, intervals, plug, report as reports, results, study
+from scaling.errors import UserError
+from scaling.progress import SweepProgress, duration
+from scaling.runs import Runs, identify
+
+INTERRUPTED, FAILED_RUNS, USER_ERROR = 75, 1, 2
+"""Exit codes beside 0, all done: work is left (EX_TEMPFAIL), some runs failed, the input cannot be used."""
+
+PATH = click.Path(path_type=Path, dir_okay=False)
+ROOT = click.option(
+    "--root",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder that holds one folder per run.",
+)
+CPUS = click.option("--cpus", type=click.IntRange(1), help="CPU cores to use.  [default: all that are available]")
+THREADS = click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per run.")
+LOSS = click.option("--loss", default=study.LOSS, show_default=True, help="Column to fit.")
+DELTA = click.option(
+    "--delta",
+    type=click.FloatRange(0, min_open=True),
+    default=fits.DELTA,
+    show_default=True,
+    help="Residual of log loss beyond which the fit is robust.",
+)
+DRAWS = click.option("--draws", type=click.IntRange(10), default=intervals.DRAWS, show_default=True, help="Bootstrap refits.")
+JSON = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), help="Also write JSON; - for stdout."
+)
+
+
+class Verbs(click.Group):
+    """Turns a user's mistake into one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(USER_ERROR)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="scaling")
+def main() -> None:
+    """More data or a bigger model? Scaling-law studies for offline reinforcement learning.
+
+    \b
+    A sweep is a YAML file that says which runs answer a question. The way of the data:
+      sweep --plan--> runs and their cost --run--> a row per run --collect--> one table
+      table --fit--> a law with numbers --answer--> a verdict --report--> one HTML page
+    """
+
+
+@main.command("plan")
+@click.argument("sweep", type=PATH)
+@ROOT
+@CPUS
+@THREADS
+def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
+    """Show the runs of SWEEP with their size, data, compute and time; start nothing.
+
+    N counts trainable parameters outside the input embeddings, D distinct transitions, C training FLOPs; exposures
+    are passes over each transition. A few updates of two models are timed here to estimate the time.
+    """
+    import torch  # optional extra: train
+
+    from scaling import plan  # optional extra: train
+
+    runs = identify(grid.read(sweep))
+    costs = plan.plan(runs)
+    torch.set_num_threads(threads)
+    seconds = plan.estimate_seconds(runs, costs)
+    waiting = set(runs.unfinished(root))
+    table = Table("run", "kind", "width", "depth", "fraction", "draw", "seed", "N", "D", "updates", "exposures", "C", "time", "row")
+    for name, spec in runs.specs.items():
+        cost = costs[name]
+        model, data = spec.model, spec.data
+        fixed = [name[:8], model.kind, model.width, model.depth, f"{data.fraction:g}", data.draw, spec.seed]
+        sizes = [f"{cost.parameters['N']:,}", f"{cost.D:,}", f"{cost.updates:,}", f"{cost.exposures:.1f}", f"{cost.C:.2e}"]
+        table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), "" if name in waiting else "done")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    left = sum(seconds[name] for name in waiting)
+    slots = max(1, (cpus or available_cpus()) // threads)
+    total = sum(cost.C for cost in costs.values())
+    console.print(
+        f"{len(runs.specs)} runs, C = {total:.2e} FLOPs in all; {len(waiting)} to do: about "
+        f"{duration(left / min(slots, max(1, len(waiting))))} on this machine, {slots} at a time, without rollouts"
+    )
+
+
+@main.command("run")
+@click.argument("sweep", type=PATH)
+@ROOT
+@CPUS
+@THREADS
+@click.option("--gpus-per-run", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs per run; fractions share one.")
+@click.option("--retry-failed", is_flag=True, help="Run failed runs again too.")
+def run_verb(sweep: Path, root: Path, cpus: int | None, threads: int, gpus_per_run: float, retry_failed: bool) -> None:
+    """Run what SWEEP still lacks. A run that has a row is never run again.
+
+    Ctrl-C stops; finished runs stay, and the same command goes on. Exit code 0: all done; 1: some runs failed;
+    75: interrupted with work left; 2: the input cannot be used.
+    """
+    runs = identify(grid.read(sweep))
+    todo = runs.unfinished(root, retry_failed)
+    if todo:
+        _run(runs, todo, root, cpus or available_cpus(), threads, gpus_per_run)
+    code = _summary(runs, root)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _run(runs: Runs, todo: list[str], root: Path, cpus: int, threads: int, gpus: float) -> None:
+    from scaling import plan, sweep  # optional extra: train
+
+    sweep.check_writable(root)
+    if threads > cpus:
+        raise UserError(f"--threads {threads} exceeds the {cpus} core(s) to use")
+    costs = plan.plan(runs)
+    seconds = plan.estimate_seconds(runs, costs)
+    updates = {name: costs[name].updates for name in todo}
+    console = Console(stderr=True)
+    with SweepProgress(console, {name: seconds[name] for name in todo}, updates, len(runs.specs) - len(todo)) as shown:
+        sweep.run(runs, costs, todo, root, sweep.Resources(cpus, threads, gpus), shown)
+
+
+def _summary(runs: Runs, root: Path) -> int:
+    """Say how the sweep stands; the exit code that fits."""
+    rows = runs.rows(root)
+    failed = {name: row["error"] for name, row in rows.items() if row["status"] == results.FAILED}
+    left = len(runs.specs) - len(rows)
+    done = [row["loss_best"] for row in rows.values() if row["status"] == results.DONE]
+    best = f", best loss {min(done):.4f}" if done else ""
+    click.echo(f"{runs.sweep.name}: {len(done)} of {len(runs.specs)} runs done{best}")
+    for name, error in failed.items():
+        click.echo(f"failed {name}: {error}")
+    if left:
+        click.echo(f"{left} runs left; the same command goes on")
+        return INTERRUPTED
+    return FAILED_RUNS if failed else 0
+
+
+@main.command("status")
+@click.argument("sweep", type=PATH)
+@ROOT
+def status_verb(sweep: Path, root: Path) -> None:
+    """Say which runs of SWEEP are done, running, failed and why, and how long the rest will take."""
+    runs = identify(grid.read(sweep))
+    rows, running = runs.rows(root), runs.running(root)
+    states = Counter(row["status"] for row in rows.values())
+    waiting = [name for name in runs.specs if name not in rows and name not in running]
+    click.echo(
+        f"{runs.sweep.name}: {states[results.DONE]} done, {len(running)} running, {states[results.FAILED]} failed, "
+        f"{len(waiting)} waiting, of {len(runs.specs)}"
+    )
+    for name, said in running.items():
+        loss = f", held-out loss {said['loss']:.4f}" if "loss" in said else ""
+        click.echo(f"running {name} on {said['host']}: update {said['update']}{loss}")
+    for name, row in rows.items():
+        if row["status"] == results.FAILED:
+            click.echo(f"failed {name}: {row['error']}")
+    left = _seconds_left(runs, rows, [*waiting, *running])
+    if left is not None:
+        click.echo(f"about {duration(left / max(1, len(running)))} left, {max(1, len(running))} at a time")
+
+
+def _seconds_left(runs: Runs, rows: dict[str, dict[str, Any]], left: list[str]) -> float | None:
+    """Process seconds for the runs left, each as long as the finished runs of its model, or as all of them."""
+    took: dict[Any, list[float]] = {}
+    for name, row in rows.items():
+        if row["status"] == results.DONE:
+            took.setdefault(runs.specs[name].model, []).append(row["train_seconds"] + row["evaluate_seconds"])
+    if not took or not left:
+        return None
+    overall = float(np.mean([np.mean(values) for values in took.values()]))
+    return sum(float(np.mean(took.get(runs.specs[name].model, [overall]))) for name in left)
+
+
+@main.command("collect")
+@click.argument("sweep", type=PATH)
+@ROOT
+@click.option("--out", type=PATH, help="Where the table goes.  [default: results/NAME.parquet]")
+@click.option("--mixed-code", is_flag=True, help="Allow rows from different commits in one table.")
+def collect_verb(sweep: Path, root: Path, out: Path | None, mixed_code: bool) -> None:
+    """Put the rows of SWEEP into one Parquet table, failed runs included."""
+    runs = identify(grid.read(sweep))
+    table = results.collect(root, list(runs.specs))
+    if not table.num_rows:
+        raise UserError(f"no run of {runs.sweep.name} has ended under {root}; start them with 'scaling run {sweep}'")
+    commits = sorted({str(commit) for commit in table["git_commit"].to_pylist()})
+    if len(commits) > 1 and not mixed_code:
+        raise UserError(
+            f"the rows were made by different code ({', '.join(commit[:12] for commit in commits)}); "
+            "remove the older runs, or accept the mixture with --mixed-code"
+        )
+    out = out or Path("results") / f"{runs.sweep.name}.parquet"
+    results.write_table(table, out)
+    click.echo(f"{table.num_rows} of {len(runs.specs)} runs -> {out}")
+
+
+@main.command("fit")
+@click.argument("table", type=PATH)
+@click.option("--law", default=study.LAW, show_default=True, help=f"One of {', '.join(plug.names('laws'))}.")
+@LOSS
+@DELTA
+@DRAWS
+@JSON
+def fit_verb(table: Path, law: str, loss: str, delta: float, draws: int, json_path: Path | None) -> None:
+    """Fit one law to TABLE and say how far its numbers can be trusted."""
+    data = fits.prepare(results.read_frame(table), loss)
+    fitted = fits.fit(fits.load_law(law), data, delta)
+    resampled = intervals.bootstrap(fitted, draws)
+    ends = {name: intervals.percentile(values) for name, values in resampled.parameters.items()}
+    shown = Console(stderr=json_path == Path("-"))
+    shown.print(f"{fitted.law.equation}, fitted to {loss} of {data.rows} runs", highlight=False)
+    listing = Table("parameter", "estimate", f"{intervals.LEVEL:.0%} interval")
+    for name, value in fitted.parameters.items():
+        listing.add_row(name, f"{value:.4g}", f"[{ends[name][0]:.4g}, {ends[name][1]:.4g}]".replace("[", r"\["))
+    shown.print(listing)
+    state = "certified" if fitted.certified else "NOT certified"
+    shown.print(f"{state}: {fitted.agree} of {fitted.starts} starts agree; objective {fitted.objective:.6g}", highlight=False)
+    for flag in fitted.flags:
+        shown.print(f"flag {flag}: {fits.explain(flag)}", highlight=False)
+    percentiles = {name: [float(low), float(high)] for name, (low, high) in ends.items()}
+    bootstrap = {"draws": draws, "failures": resampled.failures}
+    _write_json(json_path, {**fits.to_json(fitted), "intervals": {"percentile": percentiles}, "bootstrap": bootstrap})
+
+
+@main.command("answer")
+@click.argument("table", type=PATH)
+@click.option("--law", default=study.LAW, show_default=True, help="A law in both N and D.")
+@LOSS
+@DELTA
+@DRAWS
+@JSON
+def answer_verb(table: Path, law: str, loss: str, delta: float, draws: int, json_path: Path | None) -> None:
+    """More data or a bigger model? Answer from TABLE, with a probability, or say that it cannot be told."""
+    looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
+    click.echo(answers.in_words(looked_at.answer), err=json_path == Path("-"))
+    _write_json(json_path, answers.to_json(looked_at.answer))
+
+
+@main.command("report")
+@click.argument("table", type=PATH)
+@click.option("--law", default=study.LAW, show_default=True, help="A law in both N and D.")
+@LOSS
+@DELTA
+@DRAWS
+@click.option("--out", type=PATH, help="Where the page goes.  [default: beside the table, .html]")
+def report_verb(table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None) -> None:
+    """Write one HTML page about TABLE, figures inside, and print the verdict."""
+    looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
+    out = out or table.with_suffix(".html")
+    reports.write(looked_at, out, title=table.stem)
+    click.echo(answers.in_words(looked_at.answer))
+    click.echo(f"report -> {out}")
+
+
+def available_cpus() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_json(path: Path | None, values: dict[str, Any]) -> None:
+    if path is None:
+        return
+    text = json.dumps(values, indent=2, allow_nan=False, default=str)
+    if path == Path("-"):
+        click.echo(text)
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

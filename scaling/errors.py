@@ -1,0 +1,12 @@
+"""The two ways in which work can end badly on purpose."""
+
+
+class UserError(Exception):
+    """Something the user wrote or supplied cannot be used; the message is one line and says what to do.
+
+    The command line prints the message and exits with code 2.
+    """
+
+
+class Diverged(Exception):
+    """A run's loss stopped being a finite number; the run ends as a failed row."""

@@ -1,0 +1,259 @@
+"""A law with numbers: the certified optimum of its fit to a table."""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scaling import newton, plug
+from scaling.errors import UserError
+from scaling.law import PowerSum, log_predict
+
+DELTA = 1e-3
+"""Residuals of log loss beyond this count linearly (Hoffmann et al. 2022, Appendix D.2)."""
+STARTS = 64
+SAME = 1e-6
+"""Relative difference of objectives within which two starts are said to agree."""
+
+FEW_LEVELS, COLLINEAR, NOT_CONVERGED, LONE_START = "few_levels", "collinear", "not_converged", "lone_start"
+ILL_CONDITIONED, AT_BOUND, TERM_VANISHES = "ill_conditioned", "at_bound", "term_vanishes"
+
+FLAGS = {
+    FEW_LEVELS: "fewer than 3 levels of an input",
+    COLLINEAR: "the logarithms of two inputs correlate beyond 0.95",
+    NOT_CONVERGED: "no start reached a vanishing gradient with a positive definite Hessian",
+    LONE_START: "no second start agrees with the best one",
+    ILL_CONDITIONED: "condition number of the Hessian above 1e8",
+    AT_BOUND: "a parameter ended on its bound",
+    TERM_VANISHES: "a term is below a thousandth of every loss",
+}
+"""Everything that a fit may be flagged with; a flag may name an input or parameter after a colon."""
+
+REFUSING = (FEW_LEVELS, COLLINEAR, NOT_CONVERGED, ILL_CONDITIONED)
+"""Flags with which the numbers of a fit mean nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The rows that a fit uses."""
+
+    log_x: Mapping[str, np.ndarray]
+    """Natural logarithm of each input, (row,), centred."""
+    centre: Mapping[str, float]
+    log_loss: np.ndarray
+    cell: np.ndarray
+    """(row,): number of the configuration; runs of one cell differ in seed or draw alone."""
+    frame: pd.DataFrame
+    refused: Mapping[str, int]
+    """Reason to number of rows left out."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.log_loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A fitted law."""
+
+    law: PowerSum
+    theta: np.ndarray
+    """(parameter,), for centred inputs."""
+    data: Data
+    delta: float
+    objective: float
+    """Sum of Huber losses of the residuals of log loss."""
+    gradient_norm: float
+    hessian_condition: float
+    starts: int
+    agree: int
+    """Starts that ended at the same objective as the best."""
+    certified: bool
+    """Vanishing gradient, positive definite Hessian, and at least two starts that agree."""
+    flags: tuple[str, ...]
+    seconds: float = field(compare=False)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Coefficients and exponents on their natural scales."""
+        return {name: float(value) for name, value in self.law.natural(self.theta, self.data.centre).items()}
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the numbers mean nothing, or nothing."""
+        reasons = [explain(flag) for flag in self.flags if flag.split(":")[0] in REFUSING]
+        return "; ".join(reasons) or None
+
+    def predict(self, inputs: Mapping[str, np.ndarray], theta: np.ndarray | None = None) -> np.ndarray:
+        """Loss, (..., row), at inputs on their natural scale, for one or several centred parameter vectors."""
+        log_x = {name: np.log(inputs[name]) - self.data.centre[name] for name in self.law.inputs}
+        size = len(next(iter(inputs.values())))
+        log_x = log_x or {"": np.zeros(size)}  # a law without inputs
+        return np.exp(log_predict(self.theta if theta is None else theta, self.law.design(log_x)))
+
+
+def load_law(name: str) -> PowerSum:
+    """The law in ``scaling/laws/<name>.py``.
+
+    Raises:
+        UserError: there is none; the message lists those that exist.
+    """
+    law: PowerSum = plug.load("laws", name).LAW
+    return law
+
+
+def prepare(frame: pd.DataFrame, loss: str, inputs: tuple[str, ...] = ("N", "D")) -> Data:
+    """The usable rows of a results table.
+
+    Failed runs are left out and counted. Cells are the distinct values of kind, width, depth, context and fraction,
+    as far as the table has these columns, else of the inputs.
+
+    Raises:
+        UserError: a column is missing, a value cannot be used, or fewer than two rows remain.
+    """
+    missing = [name for name in (loss, *inputs) if name not in frame]
+    if missing:
+        raise UserError(f"the table has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    refused: dict[str, int] = {}
+    if "status" in frame:
+        failed = frame["status"] != "done"
+        if failed.any():
+            refused["failed run"] = int(failed.sum())
+        frame = frame[~failed]
+    frame = frame.reset_index(drop=True)
+    for name in (loss, *inputs):
+        _check_positive(frame, name)
+    if len(frame) < 2:
+        raise UserError(f"{len(frame)} usable row(s); a fit needs at least 2")
+    keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or list(inputs)
+    logs = {name: np.log(frame[name].to_numpy(float)) for name in inputs}
+    centre = {name: float(values.mean()) for name, values in logs.items()}
+    return Data(
+        log_x={name: values - centre[name] for name, values in logs.items()},
+        centre=centre,
+        log_loss=np.log(frame[loss].to_numpy(float)),
+        cell=frame.groupby(keys, sort=True).ngroup().to_numpy(),
+        frame=frame,
+        refused=refused,
+    )
+
+
+def _check_positive(frame: pd.DataFrame, name: str) -> None:
+    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(float)
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise UserError(
+            f"column {name!r} must be positive to take its logarithm; row {row} holds {frame[name].iloc[row]!r} "
+            f"({int(bad.sum())} such rows of {len(frame)}); remove or repair them"
+        )
+
+
+def fit(law: PowerSum, data: Data, delta: float = DELTA, starts: int = STARTS, seed: int = 0) -> Fit:
+    """The best of many starts, with its certificate and flags.
+
+    Raises:
+        UserError: fewer rows than parameters.
+    """
+    begin = time.perf_counter()
+    if data.rows < len(law.theta):
+        raise UserError(f"law {law.name} has {len(law.theta)} parameters, the table {data.rows} usable rows")
+    problem = problem_of(law, data, delta)
+    theta = law.starts(starts, data.log_loss, np.random.default_rng(seed))
+    found = newton.solve(problem, theta, np.ones((starts, data.rows)))
+    ranked = np.where(found.converged, found.objective, np.inf)
+    best = int(np.argmin(ranked if found.converged.any() else found.objective))
+    agree = int((found.objective <= found.objective[best] * (1 + SAME) + 1e-15).sum())
+    small, large = found.eigenvalues[best]
+    condition = float(large / small) if small > 0 else float("inf")
+    converged = bool(found.converged[best])
+    flags = [*_of_table(law, data), *_of_parameters(law, problem, found.theta[best])]
+    flags += [] if converged else [NOT_CONVERGED]
+    flags += [LONE_START] if agree < 2 else []
+    flags += [ILL_CONDITIONED] if condition > 1e8 else []
+    return Fit(
+        law=law,
+        theta=found.theta[best],
+        data=data,
+        delta=delta,
+        objective=float(found.objective[best]),
+        gradient_norm=float(found.gradient_norm[best]),
+        hessian_condition=condition,
+        starts=starts,
+        agree=agree,
+        certified=converged and agree >= 2,
+        flags=tuple(flags),
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def problem_of(law: PowerSum, data: Data, delta: float) -> newton.Problem:
+    """The optimisation problem of a fit."""
+    log_x = {name: data.log_x[name] for name in law.inputs} or {"": np.zeros(data.rows)}
+    low, high = law.bounds(data.log_loss)
+    return newton.Problem(law.design(log_x), data.log_loss, delta, low, high)
+
+
+def subset(data: Data, keep: np.ndarray) -> Data:
+    """The rows where ``keep`` is true, with the same centres."""
+    return dataclasses.replace(
+        data,
+        log_x={name: values[keep] for name, values in data.log_x.items()},
+        log_loss=data.log_loss[keep],
+        cell=np.unique(data.cell[keep], return_inverse=True)[1],
+        frame=data.frame[keep].reset_index(drop=True),
+    )
+
+
+def explain(flag: str) -> str:
+    """A flag in words."""
+    name, _, detail = flag.partition(":")
+    return FLAGS[name] + (f" ({detail})" if detail else "")
+
+
+def _of_table(law: PowerSum, data: Data) -> list[str]:
+    flags = [f"{FEW_LEVELS}:{name}" for name in law.inputs if len(np.unique(_levels(data, name))) < 3]
+    for index, one in enumerate(law.inputs):
+        for other in law.inputs[index + 1 :]:
+            a, b = data.log_x[one], data.log_x[other]
+            if a.std() > 0 and b.std() > 0 and abs(np.corrcoef(a, b)[0, 1]) > 0.95:
+                flags.append(f"{COLLINEAR}:{one},{other}")
+    return flags
+
+
+def _levels(data: Data, name: str) -> np.ndarray:
+    """Values of an input that differ by more than a tenth; subsets of one fraction differ a little in size."""
+    ordered = np.sort(np.unique(data.log_x[name]))
+    return ordered[np.concatenate([[True], np.diff(ordered) > np.log(1.1)])]
+
+
+def _of_parameters(law: PowerSum, problem: newton.Problem, theta: np.ndarray) -> list[str]:
+    on_bound = (theta <= problem.low) | (theta >= problem.high)
+    flags = [f"{AT_BOUND}:{name}" for name, on in zip(law.theta, on_bound, strict=True) if on]
+    share = np.exp(problem.design @ theta - problem.log_loss).max(axis=1)
+    return flags + [f"{TERM_VANISHES}:{name}" for name, s in zip(law.coefficients, share, strict=True) if s < 1e-3]
+
+
+def to_json(fitted: Fit) -> dict[str, Any]:
+    """The fit as plain values."""
+    return {
+        "law": fitted.law.name,
+        "equation": fitted.law.equation,
+        "theta": fitted.parameters,
+        "objective": fitted.objective,
+        "delta": fitted.delta,
+        "rows_used": fitted.data.rows,
+        "rows_refused": dict(fitted.data.refused),
+        "gradient_norm": fitted.gradient_norm,
+        "hessian_condition": fitted.hessian_condition,
+        "starts": fitted.starts,
+        "agree": fitted.agree,
+        "certified": fitted.certified,
+        "flags": list(fitted.flags),
+        "seconds": fitted.seconds,
+    }

@@ -1,0 +1,8 @@
+"""Power law in data alone (Kaplan et al. 2020, Eq. 1.2, with an irreducible term).
+
+    L = E + B D^-beta
+"""
+
+from scaling.law import PowerSum
+
+LAW = PowerSum("power_d", "L = E + B D^-beta", {"E": {}, "B": {"D": "beta"}})

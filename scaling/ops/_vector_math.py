@@ -1,0 +1,53 @@
+"""Elementary functions that LLVM can vectorise inside Numba kernels, in single precision.
+
+Each is a short polynomial without branches or library calls. ``FLAGS`` allow contraction and reassociation but keep
+NaN and infinity, so that a diverging run is seen to diverge.
+"""
+
+import numba
+import numpy as np
+
+FLAGS = {"contract", "reassoc", "nsz", "arcp"}
+F = np.float32
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", inline="always")
+def exp(x):  # type: ignore[no-untyped-def]  # compiled for float32
+    """e^x, relative error below 2e-7 for -87 <= x <= 88, beyond which x is clamped; NaN stays NaN.
+
+    x = k ln 2 + f with |f| <= ln(2) / 2; polynomial for e^f from Cephes ``expf``; 2^k is put together from its bits.
+    """
+    clamped = min(max(x, F(-87.0)), F(88.0))
+    k = np.floor(clamped * F(1.4426950408889634) + F(0.5))
+    f = clamped - k * F(0.693359375) + k * F(2.12194440e-4)
+    p = F(1.9875691500e-4)
+    p = p * f + F(1.3981999507e-3)
+    p = p * f + F(8.3334519073e-3)
+    p = p * f + F(4.1665795894e-2)
+    p = p * f + F(1.6666665459e-1)
+    p = p * f + F(5.0000001201e-1)
+    p = p * (f * f) + (f + F(1.0))
+    power_of_two = np.int32((np.int32(k) + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p * power_of_two + (x - x)
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", inline="always")
+def sigmoid(x):  # type: ignore[no-untyped-def]
+    """1 / (1 + e^-x)."""
+    return F(1.0) / (F(1.0) + exp(-x))
+
+
+@numba.njit(fastmath=FLAGS, error_model="numpy", inline="always")
+def softplus(x):  # type: ignore[no-untyped-def]
+    """log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|; log1p(u) = 2 artanh(u / (2 + u)) as a series."""
+    u = exp(-abs(x))
+    s = u / (F(2.0) + u)
+    q = s * s
+    p = F(1 / 13)
+    p = p * q + F(1 / 11)
+    p = p * q + F(1 / 9)
+    p = p * q + F(1 / 7)
+    p = p * q + F(1 / 5)
+    p = p * q + F(1 / 3)
+    p = p * q + F(1.0)
+    return max(x, F(0.0)) + F(2.0) * s * p

@@ -1,0 +1,86 @@
+"""One self-contained HTML page about a study."""
+
+import base64
+import io
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from matplotlib.axes import Axes
+
+from scaling import answer as answers, figures
+from scaling.fit import explain
+from scaling.study import Study
+
+
+def write(study: Study, path: Path, title: str) -> None:
+    """Write the page to ``path``, all figures inside it."""
+    template = resources.files("scaling").joinpath("assets", "report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    page = environment.from_string(template).render(
+        title=title,
+        study=study,
+        answer=study.answer,
+        words=answers.in_words(study.answer).splitlines(),
+        figures=pictures(study),
+        parameters=_table(study.parameters()),
+        laws=_table(study.laws()),
+        cells=_table(cells(study)),
+        failed=study.frame[study.frame["status"] == "failed"] if "status" in study.frame else study.frame[:0],
+        explain=explain,
+        provenance=provenance(study.frame),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def pictures(study: Study) -> dict[str, str]:
+    """The page's figures by caption, as data URIs."""
+    fit, draws, loss, given = study.fit, study.bootstrap, study.loss, study.answer
+    drawn: dict[str, Callable[[], Axes]] = {
+        "Runs and fitted law along data": lambda: figures.loss_against(fit, "D", loss),
+        "Runs and fitted law along model size": lambda: figures.loss_against(fit, "N", loss),
+    }
+    if len(draws.theta):
+        drawn |= {
+            "What one doubling is expected to give": lambda: figures.gain_of_doubling(draws, given.N, given.D),
+            "The law along data, with its band, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
+            "The law along model size, with its band, on all data": lambda: figures.law_with_band(draws, "N", loss),
+        }
+    drawn["What the fit leaves unexplained"] = lambda: figures.residuals(fit)
+    done = fit.data.frame
+    if "curve" in done:
+        drawn["Training curves of all runs"] = lambda: figures.training_curves(done)
+    if "score" in done and done["score"].notna().any():
+        drawn["Does held-out loss say anything about returns?"] = lambda: figures.score_against_loss(done, loss)
+    with figures.style():
+        return {caption: _uri(draw()) for caption, draw in drawn.items()}
+
+
+def cells(study: Study) -> pd.DataFrame:
+    """Mean and spread of loss and score over the runs of each configuration."""
+    frame = study.fit.data.frame
+    keys = [name for name in ("kind", "width", "depth", "fraction") if name in frame] or ["N", "D"]
+    wanted = {"N": "mean", "D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
+    grouped = frame.groupby(keys).agg({name: how for name, how in wanted.items() if name in frame and name not in keys})
+    grouped.columns = [" ".join(part for part in names if part != "mean" or names[0] == study.loss) for names in grouped.columns]
+    return grouped.reset_index()
+
+
+def provenance(frame: pd.DataFrame) -> dict[str, str]:
+    """What the rows say of where they come from, each distinct value once."""
+    names = [n for n in ("dataset", "git_commit", "versions", "device", "kernel", "threads") if n in frame]
+    return {name: "; ".join(str(value) for value in frame[name].dropna().unique()) for name in names}
+
+
+def _uri(axes: Axes) -> str:
+    buffer = io.BytesIO()
+    axes.figure.savefig(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _table(frame: pd.DataFrame) -> str:
+    html: str = frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}", na_rep="", escape=True)
+    return html

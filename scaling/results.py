@@ -1,0 +1,157 @@
+"""The one table: a row per run, with units and meanings in the Parquet schema itself."""
+
+import datetime
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scaling.errors import UserError
+
+SCHEMA_VERSION = 1
+"""Raised when a column changes its name, unit or meaning."""
+
+DONE, FAILED = "done", "failed"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the table."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    meaning: str
+    repeatable: bool = True
+    """Whether the same spec gives the same value again, on the same machine and code."""
+
+
+CURVE = pa.list_(pa.struct([("update", pa.int64()), ("loss", pa.float64())]))
+
+COLUMNS = (
+    Column("run_id", pa.string(), "", "content hash of the spec and the dataset"),
+    Column("status", pa.string(), "", "done or failed; numbers of a failed run are missing"),
+    Column("error", pa.string(), "", "why the run failed"),
+    Column("kind", pa.string(), "", "model.kind"),
+    Column("width", pa.int64(), "channels", "residual width"),
+    Column("depth", pa.int64(), "layers", "number of layers"),
+    Column("context", pa.int64(), "timesteps", "steps per window"),
+    Column("fraction", pa.float64(), "", "share of the training episodes"),
+    Column("draw", pa.int64(), "", "random order the fraction was taken from"),
+    Column("seed", pa.int64(), "", "seed of weights, window order and dropout"),
+    Column("N", pa.int64(), "parameters", "trainable parameters outside the input embeddings"),
+    Column("N_total", pa.int64(), "parameters", "all trainable parameters"),
+    Column("N_blocks", pa.int64(), "parameters", "parameters of the layers alone, without embeddings and head"),
+    Column("D", pa.int64(), "transitions", "distinct transitions in the training subset"),
+    Column("episodes", pa.int64(), "episodes", "episodes in the training subset"),
+    Column("updates", pa.int64(), "updates", "optimiser steps taken"),
+    Column("tokens_seen", pa.int64(), "tokens", "3 x context x batch x updates, padding included"),
+    Column("exposures", pa.float64(), "passes", "supervised timesteps divided by D, padding excluded"),
+    Column("C", pa.float64(), "FLOPs", "training, counted per architecture; backward taken as twice forward"),
+    Column("loss", pa.float64(), "", "held-out action loss after the last update"),
+    Column("loss_best", pa.float64(), "", "lowest held-out action loss on the run's curve"),
+    Column("loss_constant", pa.float64(), "", "held-out loss of the best constant prediction on the training subset"),
+    Column("curve", CURVE, "", "held-out action loss along training"),
+    Column("held_out", pa.int64(), "transitions", "held-out transitions behind each loss"),
+    Column("score", pa.float64(), "%", "mean return, D4RL-normalised with the v2 reference scores"),
+    Column("return_mean", pa.float64(), "reward", "mean undiscounted return of the rollouts"),
+    Column("returns", pa.list_(pa.float64()), "reward", "undiscounted return of each rollout"),
+    Column("train_seconds", pa.float64(), "s", "updates alone", repeatable=False),
+    Column("evaluate_seconds", pa.float64(), "s", "held-out losses and rollouts", repeatable=False),
+    Column("samples_per_second", pa.float64(), "windows/s", "windows trained on per second of updating", repeatable=False),
+    Column("peak_memory", pa.float64(), "bytes", "largest resident memory of the process; on a GPU its allocated memory", repeatable=False),
+    Column("dataset", pa.string(), "", "content digest of the dataset"),
+    Column("kernel", pa.string(), "", "implementation of the scan that was used"),
+    Column("device", pa.string(), "", "processor or GPU"),
+    Column("threads", pa.int64(), "threads", "CPU threads per process"),
+    Column("processes", pa.int64(), "processes", "data-parallel processes"),
+    Column("finished", pa.string(), "", "UTC time of the row", repeatable=False),
+    Column("git_commit", pa.string(), "", "commit of the code; -dirty where files were changed"),
+    Column("versions", pa.string(), "", "JSON: versions of the packages that matter"),
+    Column("spec", pa.string(), "", "JSON: the whole spec of the run"),
+)
+
+SCHEMA = pa.schema(
+    [pa.field(c.name, c.type, metadata={"unit": c.unit, "meaning": c.meaning}) for c in COLUMNS],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+BY_NAME = {column.name: column for column in COLUMNS}
+
+
+def label(name: str) -> str:
+    """Axis label of a column: its name, and its unit where it has one."""
+    unit = BY_NAME[name].unit if name in BY_NAME else ""
+    return f"{name} [{unit}]" if unit else name
+
+
+def row_path(root: Path, run_id: str) -> Path:
+    """Where a run's row lies once the run has ended."""
+    return root / run_id / "row.parquet"
+
+
+def write_row(root: Path, row: Mapping[str, Any]) -> Path:
+    """Write one row so that readers see all of it or nothing. Missing columns become null."""
+    unknown = set(row) - set(SCHEMA.names)
+    if unknown:
+        raise KeyError(f"not in the schema: {', '.join(sorted(unknown))}")
+    path = row_path(root, row["run_id"])
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_table(pa.Table.from_pylist([{**row, "finished": finished}], schema=SCHEMA), path)
+    return path
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write to a hidden name beside ``path``, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_row(root: Path, run_id: str) -> dict[str, Any] | None:
+    """The run's row, or nothing when the run has not ended."""
+    path = row_path(root, run_id)
+    return read_table(path).to_pylist()[0] if path.exists() else None
+
+
+def collect(root: Path, run_ids: list[str]) -> pa.Table:
+    """The rows of these runs that have ended, in the given order."""
+    tables = [read_table(row_path(root, run_id)) for run_id in run_ids if row_path(root, run_id).exists()]
+    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+
+
+def read_table(path: Path) -> pa.Table:
+    """A results table.
+
+    Raises:
+        UserError: not a Parquet file, or written under another schema version.
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
+        raise UserError(f"{path}: {reason}; a results table comes from 'scaling collect'") from error
+    version = (table.schema.metadata or {}).get(b"schema_version", b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: results of schema version {version}, this is version {SCHEMA_VERSION}; "
+            "collect again with the runs of this version, or use the version that wrote it"
+        )
+    return table
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A results table as a data frame."""
+    return read_table(path).to_pandas()

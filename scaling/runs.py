@@ -1,0 +1,79 @@
+"""The runs of a sweep, told apart by what they would compute, and which of them have a row."""
+
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scaling import plug, results
+from scaling.errors import UserError
+from scaling.grid import Sweep
+from scaling.spec import RunSpec, run_id
+from scaling.store import Store
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Every run of a sweep by its run_id, in the order of the grid."""
+
+    sweep: Sweep
+    specs: dict[str, RunSpec]
+    stores: dict[tuple[str, str], Store]
+
+    def store(self, spec: RunSpec) -> Store:
+        """The dataset of one of the runs."""
+        return self.stores[spec.data.kind, spec.data.path]
+
+    def rows(self, root: Path) -> dict[str, dict[str, Any]]:
+        """The rows that exist, by run_id."""
+        found = {name: results.read_row(root, name) for name in self.specs}
+        return {name: row for name, row in found.items() if row is not None}
+
+    def unfinished(self, root: Path, retry_failed: bool = False) -> list[str]:
+        """The run_ids without a row, or also those whose row says failed."""
+        rows = self.rows(root)
+        ended = {name for name, row in rows.items() if not (retry_failed and row["status"] == results.FAILED)}
+        return [name for name in self.specs if name not in ended]
+
+    def running(self, root: Path) -> dict[str, dict[str, Any]]:
+        """What the runs under way last said of themselves; of those on this machine, only while their process lives."""
+        found = {}
+        for name in self.specs:
+            try:
+                said = json.loads(sign_path(root, name).read_text())
+            except (OSError, json.JSONDecodeError):
+                continue
+            if said["host"] != socket.gethostname() or Path(f"/proc/{said['pid']}").exists():
+                found[name] = said
+        return found
+
+
+def sign_path(root: Path, name: str) -> Path:
+    """Where a run under way leaves word of itself."""
+    return root / name / "running.json"
+
+
+def open_store(spec: RunSpec, folder: Path) -> Store:
+    """The run's dataset, for a sweep whose file lies in ``folder``."""
+    store: Store = plug.load("datasets", spec.data.kind).open(spec.data, folder)
+    return store
+
+
+def identify(sweep: Sweep) -> Runs:
+    """The runs of a sweep, their datasets opened.
+
+    Raises:
+        UserError: a dataset cannot be used, or two cells of the grid are the same run.
+    """
+    stores: dict[tuple[str, str], Store] = {}
+    specs: dict[str, RunSpec] = {}
+    for spec in sweep.runs:
+        key = (spec.data.kind, spec.data.path)
+        if key not in stores:
+            stores[key] = open_store(spec, sweep.folder)
+        name = run_id(spec, stores[key].digest)
+        if name in specs:
+            raise UserError(f"sweep {sweep.name}: two cells are the same run {name}; do two paths hold the same data?")
+        specs[name] = spec
+    return Runs(sweep, specs, stores)

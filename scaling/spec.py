@@ -1,0 +1,196 @@
+"""What a run is: frozen values that hold everything able to change its result, and nothing else."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SPEC_VERSION = 1
+"""Raised when the meaning of a field changes, so that old rows are not taken for new ones."""
+
+
+def _refuse(bad: bool, message: str) -> None:
+    if bad:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Which network is trained."""
+
+    kind: str = "mambadm"
+    """File name under ``scaling/models/``."""
+    width: int = 128
+    """Residual width."""
+    depth: int = 3
+    """Number of layers."""
+    context: int = 20
+    """Timesteps per window; each is three tokens."""
+    subsequence: int = 4
+    """Timesteps per sub-sequence of the local branch; the last one is shorter when it does not divide the context.
+
+    CHOICE: the paper calls it a hyper-parameter and gives no value; GLAM, its nearest relative, uses this one.
+    """
+    d_state: int = 16
+    """State size per channel of the selective scan."""
+    d_conv: int = 4
+    """Taps of the causal depthwise convolution."""
+    expand: int = 2
+    """Inner channels per residual channel of a Mamba block."""
+    dropout: float = 0.1
+    max_timestep: int = 1000
+    """Rows of the timestep embedding: the longest episode that can be trained on or evaluated."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "context", "subsequence", "d_state", "d_conv", "expand", "max_timestep"):
+            _refuse(getattr(self, name) < 1, f"model.{name} must be at least 1: {getattr(self, name)}")
+        _refuse(not 0 <= self.dropout < 1, f"model.dropout must lie in [0, 1): {self.dropout}")
+        _refuse(
+            self.subsequence > self.context,
+            f"model.subsequence must not exceed model.context ({self.context}): {self.subsequence}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which transitions the run may see."""
+
+    kind: str = "d4rl"
+    """File name under ``scaling/datasets/``."""
+    path: str = "embedded:hopper-mini-v5"
+    """A file, relative to the sweep's own folder, or ``embedded:NAME`` for a dataset inside the package.
+
+    It does not enter the identity of a run, and neither does ``kind``: the content of the dataset does.
+    """
+    fraction: float = 1.0
+    """Share of the training episodes kept. For one ``draw``, smaller subsets nest in larger ones."""
+    draw: int = 0
+    """Which random order of the training episodes the fraction is taken from."""
+    held_out: float = 0.1
+    """Share of all episodes that no fraction and no draw ever sees."""
+    rtg_scale: float = 1000.0
+    """Returns-to-go are divided by this before they enter the network."""
+
+    def __post_init__(self) -> None:
+        _refuse(not 0 < self.fraction <= 1, f"data.fraction must lie in (0, 1]: {self.fraction}")
+        _refuse(not 0 < self.held_out < 1, f"data.held_out must lie in (0, 1): {self.held_out}")
+        _refuse(self.draw < 0, f"data.draw must not be negative: {self.draw}")
+        _refuse(self.rtg_scale <= 0, f"data.rtg_scale must be positive: {self.rtg_scale}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """How the network is trained."""
+
+    budget: Literal["updates", "epochs"] = "updates"
+    """What ``amount`` counts.
+
+    ``updates`` keeps the number of optimiser steps equal for every subset, so that data and training length are not
+    confounded. In one of the ``epochs`` every transition starts one window on average, as in the Atari code of the
+    Decision Transformer; more data then means more updates.
+    """
+    amount: float = 10000.0
+    batch: int = 64
+    """Windows per update, over all processes together."""
+    learning_rate: float = 1.0e-3
+    warmup: float = 0.1
+    """Share of the updates over which the learning rate rises linearly; afterwards it is constant."""
+    weight_decay: float = 1.0e-4
+    """Decoupled decay; never applied to A_log, D, norms, biases and embeddings."""
+    clip: float = 0.25
+    """Largest gradient norm."""
+    precision: Literal["no", "bf16"] = "no"
+    """Mixed precision as Accelerate names it; the scan stays in single precision."""
+    evaluations: int = 10
+    """Points on the run's curve of held-out loss, evenly spaced; the last one is the end of training."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.amount <= 0, f"train.amount must be positive: {self.amount}")
+        _refuse(
+            self.budget == "updates" and self.amount != int(self.amount),
+            f"train.amount must be a whole number of updates: {self.amount}",
+        )
+        for name in ("batch", "evaluations"):
+            _refuse(getattr(self, name) < 1, f"train.{name} must be at least 1: {getattr(self, name)}")
+        for name in ("learning_rate", "clip"):
+            _refuse(getattr(self, name) <= 0, f"train.{name} must be positive: {getattr(self, name)}")
+        _refuse(not 0 <= self.warmup <= 1, f"train.warmup must lie in [0, 1]: {self.warmup}")
+        _refuse(self.weight_decay < 0, f"train.weight_decay must not be negative: {self.weight_decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSpec:
+    """How the trained network is rolled out."""
+
+    env: str | None = None
+    """Gymnasium id, for example ``Hopper-v5``; without one there are no rollouts."""
+    episodes: int = 10
+    target_return: float | None = None
+    """Return asked for, in the environment's own units; needed when ``env`` is given."""
+    seed: int = 0
+    """First of the episodes' reset seeds, the same for every run so that runs meet the same starts."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.episodes < 1, f"evaluate.episodes must be at least 1: {self.episodes}")
+        _refuse(
+            self.env is not None and self.target_return is None,
+            f"evaluate.target_return must be given for rollouts in {self.env}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """One run."""
+
+    model: ModelSpec = field(default_factory=ModelSpec)
+    data: DataSpec = field(default_factory=DataSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+    evaluate: EvaluateSpec = field(default_factory=EvaluateSpec)
+    seed: int = 0
+    """Initial weights, order of windows, dropout."""
+
+    def __post_init__(self) -> None:
+        _refuse(self.seed < 0, f"seed must not be negative: {self.seed}")
+
+
+def to_dict(spec: RunSpec) -> dict[str, Any]:
+    """The spec as plain nested values."""
+    return dataclasses.asdict(spec)
+
+
+def from_dict(values: dict[str, Any]) -> RunSpec:
+    """The inverse of :func:`to_dict`."""
+    return RunSpec(
+        model=ModelSpec(**values["model"]),
+        data=DataSpec(**values["data"]),
+        train=TrainSpec(**values["train"]),
+        evaluate=EvaluateSpec(**values["evaluate"]),
+        seed=values["seed"],
+    )
+
+
+def run_id(spec: RunSpec, digest: str) -> str:
+    """Content hash of all that can change the run's result, sixteen hexadecimal digits.
+
+    Args:
+        spec: the run.
+        digest: content digest of its dataset; it takes the place of the dataset's kind and path.
+    """
+    values = to_dict(spec)
+    del values["data"]["kind"]
+    values["data"]["path"] = digest
+    values["spec_version"] = SPEC_VERSION
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What a dataset imposes on the network."""
+
+    state: int
+    """Components of a state."""
+    action: int
+    """Components of an action, or the number of choices."""
+    discrete: bool = False
+    """Whether actions are choices from a list."""

@@ -1,0 +1,184 @@
+"""Hand the unfinished runs of a sweep to Ray Tune; the truth about each is its row on disk."""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Tune reads these when it is imported: no result folders in the home directory, no tables on the terminal.
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+import torch
+from ray import tune
+
+from scaling import results
+from scaling.errors import Diverged, UserError
+from scaling.plan import Costs
+from scaling.runs import Runs, open_store, sign_path
+from scaling.spec import from_dict, to_dict
+from scaling.train import identity, train
+
+ATTEMPTS = 2
+"""Further tries of a run whose worker process died; errors inside a run are not tried again."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the sweep may use; none of it can change a result."""
+
+    cpus: int
+    threads: int = 1
+    """CPU threads per run."""
+    gpus: float = 0.0
+    """GPUs per run."""
+
+
+class Watcher:
+    """Told of what happens to runs; the command line's display is one."""
+
+    def progress(self, run_id: str, update: int, loss: float) -> None:
+        """A run has reached a point of its curve."""
+
+    def ended(self, run_id: str) -> None:
+        """A run has its row."""
+
+
+def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resources, watcher: Watcher) -> None:
+    """Run those named in ``todo``, longest first; returns when all have ended or the user interrupts."""
+    ordered = sorted(todo, key=lambda name: costs[name].C, reverse=True)
+    tune_folder = root.resolve() / ".tune"
+    config = {"threads": resources.threads, "folder": str(runs.sweep.folder), "root": str(root.resolve())}
+    with _local_ray(resources):
+        tuner = tune.Tuner(
+            tune.with_resources(_trial, {"cpu": resources.threads, "gpu": resources.gpus}),
+            param_space={**config, "spec": tune.grid_search([to_dict(runs.specs[name]) for name in ordered])},
+            tune_config=tune.TuneConfig(
+                reuse_actors=True,
+                max_concurrent_trials=max(1, resources.cpus // resources.threads),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"{runs.sweep.name}-{os.getpid()}",
+                storage_path=str(tune_folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+                callbacks=[_Callback(runs, root, watcher)],
+            ),
+        )
+        tuner.fit()
+    shutil.rmtree(tune_folder, ignore_errors=True)
+
+
+def check_writable(root: Path) -> None:
+    """Refuse a results folder that rows cannot be written to.
+
+    Raises:
+        UserError: it cannot be created or written.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the results folder {root}: {error.strerror}; choose another with --root") from error
+    if not os.access(root, os.W_OK):
+        raise UserError(f"the results folder {root} cannot be written; choose another with --root")
+
+
+@contextmanager
+def _local_ray(resources: Resources) -> Iterator[None]:
+    """A Ray of this machine alone, quiet, ended on leaving; or the one already connected to."""
+    if ray.is_initialized():
+        yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own deprecations on import of its dashboard and state modules
+        ray.init(
+            num_cpus=max(resources.cpus, resources.threads),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """One run in a worker process that serves many; ends with a row, whatever happens inside the run."""
+    spec, root = from_dict(config["spec"]), Path(config["root"])
+    torch.set_num_threads(config["threads"])
+    store = open_store(spec, Path(config["folder"]))
+    named = identity(spec, store.digest)
+    run_id = named["run_id"]
+
+    def report(update: int, loss: float) -> None:
+        _sign(root, run_id, {"update": update, "loss": loss})
+        tune.report({"run_id": run_id, "update": update, "loss": loss})
+
+    _sign(root, run_id, {"update": 0})
+    try:
+        row = train(spec, store, report)
+    except Diverged as error:
+        row = {**named, "status": results.FAILED, "error": str(error)}
+    except Exception as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        row = {**named, "status": results.FAILED, "error": said}
+    results.write_row(root, row)
+    sign_path(root, run_id).unlink(missing_ok=True)
+
+
+def _sign(root: Path, run_id: str, said: dict[str, Any]) -> None:
+    """Leave word of who works on the run and how far it is."""
+    path = sign_path(root, run_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **said}))
+    os.replace(temporary, path)
+
+
+class _Callback(tune.Callback):
+    """Passes Tune's events on, and turns a worker's death into a failed row."""
+
+    def __init__(self, runs: Runs, root: Path, watcher: Watcher) -> None:
+        self._runs, self._root, self._watcher = runs, root, watcher
+        self._names = {json.dumps(to_dict(spec), sort_keys=True): name for name, spec in runs.specs.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
+        return {}
+
+    def _name(self, trial: Any) -> str:
+        return self._names[json.dumps(trial.config["spec"], sort_keys=True)]
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """A point of a curve."""
+        if "update" in result:
+            self._watcher.progress(result["run_id"], result["update"], result["loss"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A run has ended."""
+        self._watcher.ended(self._name(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The worker died on every attempt."""
+        name = self._name(trial)
+        if results.read_row(self._root, name) is None:
+            spec = self._runs.specs[name]
+            said = f"the worker process died {ATTEMPTS + 1} times; out of memory or killed"
+            row = {**identity(spec, self._runs.store(spec).digest), "status": results.FAILED, "error": said}
+            results.write_row(self._root, row)
+        self._watcher.ended(name)
