@@ -1,6 +1,7 @@
 """More data or a bigger model? A verdict with a probability, or "cannot tell" and what to run next."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -129,8 +130,9 @@ def next_cells(fitted: Fit, n: float, d: float, count: int) -> tuple[Cell, ...]:
 
 def _cell(fitted: Fit, row: int, variance_left: float) -> Cell:
     record = fitted.data.frame.iloc[row]
-    names = [name for name in ("kind", "width", "depth", "fraction") if name in record]
-    settings = {name: record[name].item() if hasattr(record[name], "item") else record[name] for name in names}
+    varying = fitted.data.frame.nunique()
+    names = [name for name in ("kind", "width", "depth", "fraction") if name in record and varying[name] > 1]
+    settings = {name: getattr(record[name], "item", lambda value=record[name]: value)() for name in names}
     return Cell(settings, float(record["N"]), float(record["D"]), variance_left)
 
 
@@ -152,10 +154,11 @@ def in_words(given: Answer) -> str:
     if given.reasons:
         lines.append("Keep in mind: " + "; ".join(given.reasons) + ".")
     if given.next_cells:
-        cells = "; ".join(
+        times = Counter(
             ", ".join(f"{name} {value}" for name, value in cell.settings.items()) or f"N {cell.N:g}, D {cell.D:g}"
             for cell in given.next_cells
         )
+        cells = "; ".join(f"{count} x {cell}" if count > 1 else cell for cell, count in times.items())
         left = given.next_cells[-1].variance_left
         lines.append(f"Run next, with new seeds and draws: {cells} (would leave {left:.0%} of the variance).")
     return "\n".join(lines)

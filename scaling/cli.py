@@ -135,7 +135,7 @@ def _run(runs: Runs, todo: list[str], root: Path, cpus: int, threads: int, gpus:
     if threads > cpus:
         raise UserError(f"--threads {threads} exceeds the {cpus} core(s) to use")
     costs = plan.plan(runs)
-    seconds = plan.estimate_seconds(runs, costs)
+    seconds = plan.estimate_seconds(runs, costs, budget=0.2)
     updates = {name: costs[name].updates for name in todo}
     console = Console(stderr=True)
     with SweepProgress(console, {name: seconds[name] for name in todo}, updates, len(runs.specs) - len(todo)) as shown:

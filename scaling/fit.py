@@ -27,14 +27,17 @@ FLAGS = {
     COLLINEAR: "the logarithms of two inputs correlate beyond 0.95",
     NOT_CONVERGED: "no start reached a vanishing gradient with a positive definite Hessian",
     LONE_START: "no second start agrees with the best one",
-    ILL_CONDITIONED: "condition number of the Hessian above 1e8",
+    ILL_CONDITIONED: "condition number of the Hessian above 1e8, single parameters mean little",
     AT_BOUND: "a parameter ended on its bound",
     TERM_VANISHES: "a term is below a thousandth of every loss",
 }
 """Everything that a fit may be flagged with; a flag may name an input or parameter after a colon."""
 
-REFUSING = (FEW_LEVELS, COLLINEAR, NOT_CONVERGED, ILL_CONDITIONED)
-"""Flags with which the numbers of a fit mean nothing."""
+REFUSING = (FEW_LEVELS, COLLINEAR, NOT_CONVERGED)
+"""Flags with which no number of a fit means anything.
+
+An ill-conditioned fit is not among them: its single parameters mean little, its predictions inside the data may be sharp.
+"""
 
 
 @dataclass(frozen=True, eq=False)

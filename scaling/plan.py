@@ -21,15 +21,16 @@ def plan(runs: Runs) -> Costs:
     return {name: cost_of(spec, runs.store(spec)) for name, spec in runs.specs.items()}
 
 
-def estimate_seconds(runs: Runs, costs: Costs) -> dict[str, float]:
+def estimate_seconds(runs: Runs, costs: Costs, budget: float = 1.5) -> dict[str, float]:
     """Seconds that each run will take in one process like this one, by run_id; rollouts are not counted.
 
     A few updates of the cheapest and of the dearest model are timed; the time of an update is taken to be linear in
-    its FLOPs in between. A held-out loss costs a third of an update per window.
+    its FLOPs in between. A held-out loss costs a third of an update per window. Timing takes about ``budget`` seconds
+    for each of the two.
     """
     per_update = {name: cost.C / cost.updates for name, cost in costs.items()}
     ends = {per_update[name]: name for name in (min(per_update, key=per_update.__getitem__), max(per_update, key=per_update.__getitem__))}
-    seconds = [seconds_per_update(runs.specs[name], runs.store(runs.specs[name])) for name in ends.values()]
+    seconds = [seconds_per_update(runs.specs[name], runs.store(runs.specs[name]), budget) for name in ends.values()]
     estimates = {}
     for name, spec in runs.specs.items():
         update = float(np.interp(per_update[name], list(ends), seconds))

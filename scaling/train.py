@@ -150,7 +150,7 @@ def _planned(cost: Cost) -> dict[str, Any]:
 def _accelerator(spec: RunSpec) -> Iterator[Accelerator]:
     """An Accelerator that leaves no state behind in a process that serves many runs."""
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(mixed_precision=spec.train.precision)
+    accelerator = Accelerator(mixed_precision=spec.train.precision, cpu=not torch.cuda.is_available())
     try:
         yield accelerator
     finally:
@@ -296,8 +296,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decays, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def seconds_per_update(spec: RunSpec, store: Store, budget: float = 1.5) -> float:
-    """Median wall time of one update of this run, here and now, from at most ``budget`` seconds of trying."""
+def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:
+    """Median wall time of one update of this run, here and now, from about ``budget`` seconds of trying."""
     with _accelerator(spec) as accelerator, _seeded(spec.seed, 0):
         training = _Training(spec, space_of(store), subset_of(spec, store), accelerator)
         times: list[float] = []

@@ -25,5 +25,11 @@ def rows(x: Tensor) -> tuple[np.ndarray, int]:
 
 
 def threads_of_torch() -> None:
-    """Let Numba use as many threads as PyTorch, so that one setting rules both."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    """Let Numba use as many threads as PyTorch, so that one setting rules both.
+
+    The first call starts Numba's pool, which sets OpenMP's number of threads, and with it PyTorch's, to all cores.
+    """
+    count = torch.get_num_threads()
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

@@ -57,7 +57,7 @@ def _causal_conv_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Tensor) -
     gradient = array(dx.view(-1, channels))
     _backward(*rows(x), *rows(dy), taps, array(bias), batch, time, gradient, array(per_sequence))
     total = per_sequence.sum(0)
-    return dx, total[:-1].t().contiguous(), total[-1]
+    return dx, total[:-1].t().clone(memory_format=torch.contiguous_format), total[-1].clone()
 
 
 @_causal_conv_backward.register_fake

@@ -22,7 +22,7 @@ from scaling.ops._rows import array, rows, threads_of_torch
 from scaling.ops._vector_math import FLAGS, F, exp, sigmoid, softplus
 
 BLOCK = 64
-"""Channels whose whole history the backward pass keeps at once, chosen to stay in a core's own cache."""
+"""Most channels whose whole history the backward pass keeps at once, chosen to stay in a core's own cache."""
 
 CHUNKS = 32
 """Groups of sequences that add up parameter gradients on their own: a constant, so that sums do not depend on threads."""
@@ -130,7 +130,7 @@ def _selective_scan_backward(
     dD, d_bias = constants.sum(0)
     shape = (batch, time, -1)
     by_stream = [x.view(shape) for x in (du, d_delta, dB, dC, dz)]
-    return (*by_stream[:2], dA.sum(0).t().contiguous(), *by_stream[2:4], dD.clone(), by_stream[4], d_bias.clone())
+    return (*by_stream[:2], dA.sum(0).t().clone(memory_format=torch.contiguous_format), *by_stream[2:4], dD.clone(), by_stream[4], d_bias.clone())
 
 
 @_selective_scan_backward.register_fake
@@ -183,18 +183,18 @@ def _backward(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Recompute the states of one block of channels, then walk back through them; nothing is kept in main memory."""
     states, channels = A.shape
-    chunks = len(dA)
+    chunks, block = len(dA), min(BLOCK, channels)
     for chunk in numba.prange(chunks):
-        h = np.zeros((time + 1, states, BLOCK), np.float32)
-        decay = np.empty((time, states, BLOCK), np.float32)
-        dt, out = np.empty((time, BLOCK), np.float32), np.empty((time, BLOCK), np.float32)
-        dh = np.empty((states, BLOCK), np.float32)
-        d_out, drive, d_drive = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        d_dt = np.empty(BLOCK, np.float32)
+        h = np.zeros((time + 1, states, block), np.float32)
+        decay = np.empty((time, states, block), np.float32)
+        dt, out = np.empty((time, block), np.float32), np.empty((time, block), np.float32)
+        dh = np.empty((states, block), np.float32)
+        d_out, drive, d_drive = np.empty(block, np.float32), np.empty(block, np.float32), np.empty(block, np.float32)
+        d_dt = np.empty(block, np.float32)
         dD, d_bias = constants[chunk, 0], constants[chunk, 1]
         for b in range(chunk * batch // chunks, (chunk + 1) * batch // chunks):
-            for first in range(0, channels, BLOCK):
-                width = min(BLOCK, channels - first)
+            for first in range(0, channels, block):
+                width = min(block, channels - first)
                 D_block, bias_block = D[first : first + width], delta_bias[first : first + width]
                 dD_block, d_bias_block = dD[first : first + width], d_bias[first : first + width]
                 for t in range(time):

@@ -1,0 +1,115 @@
+"""Held-out loss and rollouts against slow versions; environments that do not fit."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from scaling import plug, scores
+from scaling.datasets import d4rl
+from scaling.errors import UserError
+from scaling.evaluate import HeldOut, check_env, rollout
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
+from scaling.windows import Windows, held_out_episodes, training_episodes
+
+HOPPER = Space(state=11, action=3)
+SPEC = RunSpec(
+    model=ModelSpec(width=16, depth=1, context=5, subsequence=2, dropout=0.1),
+    evaluate=EvaluateSpec(env="Hopper-v5", episodes=3, target_return=3000.0, seed=7),
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return d4rl.open(DataSpec(), tmp_path_factory.mktemp("sweep"))
+
+
+@pytest.fixture(scope="module")
+def normalise(store):
+    return Windows(store, training_episodes(store, DataSpec(fraction=0.1)), 5, 1000.0).normaliser()
+
+
+def model(spec: RunSpec = SPEC) -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return plug.load("models", spec.model.kind).Model(spec.model, HOPPER)
+
+
+def slow_rollout(network, spec: RunSpec, normalise, seed: int) -> tuple[float, int]:
+    """One episode, one environment, lists."""
+    env = gymnasium.make(spec.evaluate.env)
+    observed, _ = env.reset(seed=seed)
+    states, actions, rtgs, total = [], [], [], 0.0
+    network.eval()
+    for step in range(spec.model.max_timestep):
+        states.append(normalise(observed))
+        rtgs.append((spec.evaluate.target_return - total) / spec.data.rtg_scale)
+        actions.append(np.zeros(3, np.float32))
+        last = slice(-spec.model.context, None)
+        first = max(0, step + 1 - spec.model.context)
+        with torch.no_grad():
+            predicted = network(
+                torch.tensor(np.array([rtgs[last]]), dtype=torch.float32),
+                torch.tensor(np.array([states[last]])),
+                torch.tensor(np.array([actions[last]])),
+                torch.arange(first, step + 1)[None],
+            )
+        actions[-1] = predicted[0, -1].numpy()
+        observed, reward, terminated, truncated, _ = env.step(actions[-1])
+        total += reward
+        if terminated or truncated:
+            break
+    env.close()
+    return total, step + 1
+
+
+def test_lockstep_rollouts_equal_episodes_played_one_at_a_time(normalise):
+    network = model()
+    together = rollout(network, SPEC, HOPPER, normalise, CPU)
+    assert network.training
+    apart = [slow_rollout(network, SPEC, normalise, 7 + episode) for episode in range(3)]
+    assert together.lengths.tolist() == [length for _, length in apart]
+    np.testing.assert_allclose(together.returns, [total for total, _ in apart], rtol=1e-3)
+
+
+def test_the_table_of_timesteps_limits_an_episode(normalise):
+    short = RunSpec(model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=SPEC.evaluate)
+    assert rollout(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [6, 6, 6]
+
+
+def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, normalise):
+    windows = Windows(store, held_out_episodes(store, DataSpec(held_out=0.02)), 5, 1000.0)
+    network = model()
+    losses = [HeldOut(windows, normalise, batch).loss(network, CPU) for batch in (1, 17, 10_000)]
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
+    network.eval()
+    total, count = 0.0, 0
+    for start in windows.tiles():
+        batch = windows.gather(np.array([start]), normalise)
+        length = int(batch.mask.sum())
+        arrays = (batch.rtg, batch.state, batch.action, batch.timestep)
+        with torch.no_grad():
+            predicted = network(*(torch.from_numpy(a[:, :length]) for a in arrays))[0].numpy()
+        total += np.square(predicted - batch.action[0, :length]).mean(1).sum()
+        count += length
+    assert losses[0] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("env", "space", "said"),
+    [
+        ("Hoper-v5", HOPPER, "evaluate.env 'Hoper-v5'"),
+        ("Hopper-v5", Space(state=11, action=2), r"actions \(3,\); the dataset has \(11,\) and \(2,\)"),
+        ("Pendulum-v1", Space(state=3, action=1), r"between \[-2.\] and \[2.\]; only \[-1, 1\] is supported"),
+    ],
+)
+def test_an_environment_that_does_not_fit_is_refused(env, space, said):
+    with pytest.raises(UserError, match=said):
+        check_env(EvaluateSpec(env=env, target_return=1.0), space)
+
+
+def test_scores_run_from_the_random_to_the_expert_return():
+    assert scores.normalised("Hopper-v5", -20.272305) == pytest.approx(0.0)
+    assert scores.normalised("Hopper-v2", 3234.3) == pytest.approx(100.0)
+    assert scores.normalised("HalfCheetah-v4", 12135.0) == pytest.approx(100.0)
+    assert scores.normalised("CartPole-v1", 5.0) is None

@@ -1,0 +1,175 @@
+"""One run from spec to row: learning, repeating, diverging, sharing the work among processes."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_columns, write_hdf5
+from scaling import plug, results
+from scaling import train as training
+from scaling.errors import Diverged
+from scaling.runs import open_store
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
+
+TINY = RunSpec(
+    model=ModelSpec(width=16, depth=1, context=6, subsequence=2, dropout=0.1, max_timestep=100),
+    train=TrainSpec(amount=12.0, batch=8, evaluations=3),
+)
+
+
+@pytest.fixture
+def data(tmp_path) -> tuple[RunSpec, Path]:
+    lengths = np.random.default_rng(1).integers(4, 30, 40).tolist()
+    write_hdf5(tmp_path / "data.hdf5", make_columns(lengths))
+    return dataclasses.replace(TINY, data=DataSpec(path="data.hdf5", rtg_scale=10.0)), tmp_path
+
+
+def repeatable(row: dict) -> dict:
+    return {name: row.get(name) for name, column in results.BY_NAME.items() if column.repeatable}
+
+
+def test_the_same_spec_gives_the_same_row_and_leaves_the_global_generator_alone(data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    before = torch.random.get_rng_state()
+    first = training.train(spec, store)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(99)
+    other = dataclasses.replace(spec, seed=5)
+    different = training.train(other, store)
+    again = training.train(spec, store)
+    assert repeatable(first) == repeatable(again)
+    assert different["loss"] != first["loss"]
+
+
+def test_a_row_says_what_was_done(data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    row = training.train(spec, store)
+    subset = training.subset_of(spec, store)
+    assert row["status"] == "done"
+    assert row["D"] == len(subset.training)
+    assert row["held_out"] + row["D"] == len(store.states)
+    assert row["updates"] == 12
+    assert row["tokens_seen"] == 3 * 6 * 8 * 12
+    assert [point["update"] for point in row["curve"]] == [4, 8, 12]
+    assert row["loss"] == row["curve"][-1]["loss"]
+    assert row["loss_best"] == min(point["loss"] for point in row["curve"])
+    assert row["exposures"] == pytest.approx(training.cost_of(spec, store).exposures, rel=0.1)
+    assert set(row) <= set(results.SCHEMA.names)
+    assert row["C"] == 3 * plug.load("models", "mambadm").flops(spec.model, Space(state=4, action=2), 6) * 8 * 12
+
+
+def test_training_beats_the_best_constant_prediction(data):
+    spec, folder = data
+    spec = dataclasses.replace(spec, train=TrainSpec(amount=150.0, batch=16, evaluations=3, learning_rate=3e-3))
+    row = training.train(spec, open_store(spec, folder))
+    assert row["loss_best"] < 0.5 * row["loss_constant"]
+
+
+def test_constant_loss_is_the_error_of_the_training_mean(data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    subset = training.subset_of(spec, store)
+    expected = np.square(subset.held_out.actions() - subset.training.actions().mean(0)).mean()
+    assert training.train(spec, store)["loss_constant"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_run_that_diverges_says_so(data):
+    spec, folder = data
+    spec = dataclasses.replace(spec, train=TrainSpec(amount=40.0, batch=8, learning_rate=1e30, evaluations=4, warmup=0.0))
+    with pytest.raises(Diverged, match="not finite after"):
+        training.train(spec, open_store(spec, folder))
+
+
+def test_a_budget_in_epochs_means_one_window_start_per_transition():
+    assert training.updates_of(TrainSpec(budget="epochs", amount=2.5, batch=64), 1000) == math.ceil(2500 / 64)
+    assert training.updates_of(TrainSpec(budget="updates", amount=7.0), 1000) == 7
+
+
+def test_learning_rate_rises_and_then_stays():
+    spec = TrainSpec(learning_rate=1.0, warmup=0.5)
+    rates = [training.learning_rate(spec, update, 8) for update in range(8)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert training.learning_rate(dataclasses.replace(spec, warmup=0.0), 0, 8) == 1.0
+
+
+def test_decay_spares_state_matrix_norms_biases_and_tables():
+    model = plug.load("models", "mambadm").Model(TINY.model, Space(state=4, action=2))
+    decays, exempt = training.parameter_groups(model, 0.1)
+    names = {id(p): name for name, p in model.named_parameters()}
+    spared = {names[id(p)] for p in exempt["params"]}
+    assert decays["weight_decay"] == 0.1
+    assert exempt["weight_decay"] == 0.0
+    assert len(spared) + len(decays["params"]) == len(names)
+    for name in names.values():
+        plain = name.endswith("weight") and "norm" not in name and "embed_timestep" not in name
+        assert (name in spared) == (not plain), name
+
+
+def test_discrete_actions_are_trained_with_cross_entropy(tmp_path, data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    choices = (np.asarray(store.actions[:, 0]) > 0).astype(np.int64) + (np.asarray(store.actions[:, 1]) > 0)
+    store = dataclasses.replace(store, actions=choices)
+    spec = dataclasses.replace(spec, train=TrainSpec(amount=150.0, batch=16, evaluations=2, learning_rate=3e-3))
+    row = training.train(spec, store)
+    assert row["loss_best"] < 0.8 * row["loss_constant"] < math.log(3)
+
+
+def test_bf16_trains_with_the_scan_in_single_precision(data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    full = training.train(spec, store)
+    half = training.train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, precision="bf16")), store)
+    assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
+    assert half["loss"] != full["loss"]
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from scaling import train
+from scaling.runs import open_store
+from scaling.spec import from_dict
+spec = from_dict(json.loads(Path(sys.argv[1]).read_text()))
+row = train.train(spec, open_store(spec, Path(sys.argv[2])))
+import torch.distributed as dist
+if not dist.is_initialized() or dist.get_rank() == 0:
+    Path(sys.argv[3]).write_text(json.dumps({k: row[k] for k in ("curve", "processes", "exposures")}))
+if dist.is_initialized():
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_losses_of_one(data):
+    """Real data-parallel training over gloo, with a batch that does not divide evenly."""
+    spec, folder = data
+    model = dataclasses.replace(spec.model, dropout=0.0)
+    spec = dataclasses.replace(spec, model=model, train=dataclasses.replace(spec.train, batch=7))
+    (folder / "run.py").write_text(SCRIPT)
+    (folder / "spec.json").write_text(json.dumps(to_dict(spec)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    arguments = [str(folder / name) for name in ("run.py", "spec.json")] + [str(folder), str(folder / "out.json")]
+    subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=120)
+    shared = json.loads((folder / "out.json").read_text())
+    alone = training.train(spec, open_store(spec, folder))
+    assert shared["processes"] == 2
+    assert shared["exposures"] == alone["exposures"]
+    for one, other in zip(shared["curve"], alone["curve"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+
+
+def test_an_environment_of_another_shape_is_refused_before_training(data):
+    spec, folder = data
+    spec = dataclasses.replace(spec, evaluate=EvaluateSpec(env="Hopper-v5", target_return=1.0))
+    from scaling.errors import UserError
+
+    with pytest.raises(UserError, match=r"Hopper-v5 has states \(11,\) and actions \(3,\); the dataset has \(4,\) and \(2,\)"):
+        training.train(spec, open_store(spec, folder))
