@@ -24,7 +24,7 @@ check: .venv/installed-test
 	$(BIN)/lint-imports --no-cache
 
 notebooks: .venv/installed-test
-	$(BIN)/python -m analysis.execute analysis/*.ipynb
+	$(BIN)/jupyter execute --inplace analysis/*.ipynb
 
 benchmarks: .venv/installed-test
 	$(BIN)/python -m benchmarks.step
@@ -37,10 +37,11 @@ benchmarks: .venv/installed-test
 		{ echo "this Python cannot make environments; on Debian: apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# PyTorch first and alone, so that nothing else decides which build of it is taken.
+# PyTorch first and alone, so that nothing else decides which build of it is taken. The kernels are compiled last.
 .venv/installed: .venv/bin/python constraints.txt pyproject.toml
 	$(PIP) $(TORCH)
 	$(PIP) --editable '.[train]'
+	$(BIN)/python -m scaling.ops
 	@touch $@
 
 .venv/installed-test: .venv/installed

@@ -130,9 +130,10 @@ def next_cells(fitted: Fit, n: float, d: float, count: int) -> tuple[Cell, ...]:
 
 def _cell(fitted: Fit, row: int, variance_left: float) -> Cell:
     record = fitted.data.frame.iloc[row]
-    varying = fitted.data.frame.nunique()
-    names = [name for name in ("kind", "width", "depth", "fraction") if name in record and varying[name] > 1]
-    settings = {name: getattr(record[name], "item", lambda value=record[name]: value)() for name in names}
+    told_apart_by = [name for name in ("kind", "width", "depth", "fraction") if name in record]
+    names = [name for name in told_apart_by if fitted.data.frame[name].nunique() > 1]
+    values = (record[name] for name in names)
+    settings = {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}
     return Cell(settings, float(record["N"]), float(record["D"]), variance_left)
 
 

@@ -265,11 +265,14 @@ def answer_verb(table: Path, law: str, loss: str, delta: float, draws: int, json
 @DELTA
 @DRAWS
 @click.option("--out", type=PATH, help="Where the page goes.  [default: beside the table, .html]")
-def report_verb(table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None) -> None:
+@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for the figures as PNG files too.")
+def report_verb(
+    table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None, figures: Path | None
+) -> None:
     """Write one HTML page about TABLE, figures inside, and print the verdict."""
     looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
     out = out or table.with_suffix(".html")
-    reports.write(looked_at, out, title=table.stem)
+    reports.write(looked_at, out, title=table.stem, figures_folder=figures)
     click.echo(answers.in_words(looked_at.answer))
     click.echo(f"report -> {out}")
 

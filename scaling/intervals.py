@@ -10,7 +10,6 @@ from scaling.fit import Data, Fit, fit, problem_of, subset
 
 DRAWS = 1000
 LEVEL = 0.95
-STARTS_PER_DRAW = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +35,7 @@ class Bootstrap:
 def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     """Refit after drawing whole cells with replacement: the runs of a cell stay together.
 
-    Each draw starts from the fitted parameters and from a random point, and keeps the better that converged.
+    Each refit starts from the fitted parameters.
 
     Raises:
         UserError: fewer than two cells.
@@ -47,15 +46,10 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
         raise UserError("the table has a single configuration; an interval needs several")
     generator = np.random.default_rng(seed)
     times = generator.multinomial(cells, np.full(cells, 1 / cells), size=draws)
-    weight = np.repeat(times[:, data.cell].astype(float), STARTS_PER_DRAW, axis=0)
-    theta = law.starts(draws * STARTS_PER_DRAW, data.log_loss, generator)
-    theta[::STARTS_PER_DRAW] = fitted.theta
-    found = newton.solve(problem_of(law, data, fitted.delta), theta, weight)
-    objective = np.where(found.converged, found.objective, np.inf).reshape(draws, STARTS_PER_DRAW)
-    best = objective.argmin(axis=1)
-    kept = np.isfinite(objective.min(axis=1))
-    by_draw = found.theta.reshape(draws, STARTS_PER_DRAW, -1)[np.arange(draws), best]
-    return Bootstrap(fitted, by_draw[kept], failures=int((~kept).sum()))
+    weight = times[:, data.cell].astype(float)
+    found = newton.solve(problem_of(law, data, fitted.delta), np.repeat(fitted.theta[None], draws, axis=0), weight)
+    kept = found.converged
+    return Bootstrap(fitted, found.theta[kept], failures=int((~kept).sum()))
 
 
 def percentile(draws: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,8 @@ import numpy as np
 LARGEST_EXPONENT = 4.0
 COEFFICIENT_RANGE = 18.0
 """How far, in natural logarithms, a centred coefficient may lie from the losses: a factor of e^18 either way."""
+SMALLEST_FLOOR = 1e-4
+"""Lowest irreducible loss, as a share of the smallest loss: below it nothing could be told from zero."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class PowerSum:
     def bounds(self, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lowest and highest parameters, (parameter,) each, for centred inputs."""
         count = len(self.coefficients)
-        low = [float(log_loss.min()) - COEFFICIENT_RANGE] * count + [0.0] * len(self.exponents)
+        below = [COEFFICIENT_RANGE if powers else -float(np.log(SMALLEST_FLOOR)) for powers in self.terms.values()]
+        low = [float(log_loss.min()) - reach for reach in below] + [0.0] * len(self.exponents)
         high = [float(log_loss.max()) + COEFFICIENT_RANGE] * count + [LARGEST_EXPONENT] * len(self.exponents)
         return np.array(low), np.array(high)
 

@@ -1,4 +1,4 @@
-"""Many small robust fits at once: damped Newton with the exact Hessian, within bounds.
+"""Many small robust fits at once: Newton steps with the exact Hessian in a trust region, within bounds.
 
 Minimises, for each problem m of a batch,
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from scaling import law
 
-STAGES = ((100.0, 25), (10.0, 25), (1.0, 200))
+STAGES = ((100.0, 25), (10.0, 25), (1.0, 1000))
 """Factor on delta, and how many steps it gets: the first ones only bring each problem near."""
 TOLERANCE = 1e-7
 """Largest projected gradient of F, per unit of weight, that counts as zero; psi / delta is at most 1 in it."""
@@ -100,10 +100,10 @@ def solve(problem: Problem, theta: np.ndarray, weight: np.ndarray) -> Solutions:
 
 
 def _descend(problem: Problem, theta: np.ndarray, weight: np.ndarray, delta: float, iterations: int) -> np.ndarray:
-    """Damped Newton steps until every problem has converged or stopped improving."""
+    """Newton steps until every problem has converged or stopped improving."""
     theta = theta.copy()
     value = problem.objective(theta, weight, delta)
-    damping = np.full(len(theta), 1e-2)
+    radius = np.ones(len(theta))
     active = np.arange(len(theta))
     for _ in range(iterations):
         if not len(active):
@@ -111,24 +111,27 @@ def _descend(problem: Problem, theta: np.ndarray, weight: np.ndarray, delta: flo
         now, mass = theta[active], weight[active]
         gradient, hessian = problem.derivatives(now, mass, delta)
         blocked = _blocked(problem, now, gradient)
-        proposal = np.clip(now + _step(gradient, hessian, blocked, damping[active]), problem.low, problem.high)
+        proposal = np.clip(now + _step(gradient, hessian, blocked, radius[active]), problem.low, problem.high)
         proposed = problem.objective(proposal, mass, delta)
         better = proposed < value[active]
         theta[active[better]] = proposal[better]
         value[active[better]] = proposed[better]
-        damping[active] = np.clip(damping[active] * np.where(better, 0.2, 5.0), 1e-14, 1e12)
-        finished = (_norm(gradient, blocked, mass) <= TOLERANCE * 1e-3) | (damping[active] >= 1e12)
+        radius[active] = np.minimum(radius[active] * np.where(better, 2.0, 0.25), 4.0)
+        finished = (_norm(gradient, blocked, mass) <= TOLERANCE * 1e-3) | (radius[active] < 1e-13)
         active = active[~finished]
     return theta
 
 
-def _step(gradient: np.ndarray, hessian: np.ndarray, blocked: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    """-(|H| + damping scale)^-1 gradient, |H| having the eigenvalues' absolute values; blocked parameters stay."""
+def _step(gradient: np.ndarray, hessian: np.ndarray, blocked: np.ndarray, radius: np.ndarray) -> np.ndarray:
+    """Newton's step with the eigenvalues' absolute values, cut to ``radius`` along each eigenvector.
+
+    Cutting each direction by itself lets the step be long along a flat valley and exact across it. Blocked parameters
+    stay.
+    """
     values, vectors = np.linalg.eigh(_restrict(hessian, blocked))
-    magnitude = np.abs(values)
-    scale = np.maximum(magnitude.max(axis=1, keepdims=True), 1e-300)
-    along = np.einsum("mpq,mp->mq", vectors, np.where(blocked, 0.0, gradient))
-    return -np.einsum("mpq,mq->mp", vectors, along / (magnitude + damping[:, None] * scale + 1e-12 * scale))
+    along = np.matmul(np.where(blocked, 0.0, gradient)[:, None], vectors)[:, 0]
+    length = along / np.maximum(np.abs(values), 1e-12)
+    return -np.matmul(vectors, np.clip(length, -radius[:, None], radius[:, None])[..., None])[..., 0]
 
 
 def _blocked(problem: Problem, theta: np.ndarray, gradient: np.ndarray) -> np.ndarray:

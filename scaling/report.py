@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -15,8 +16,9 @@ from scaling.fit import explain
 from scaling.study import Study
 
 
-def write(study: Study, path: Path, title: str) -> None:
-    """Write the page to ``path``, all figures inside it."""
+def write(study: Study, path: Path, title: str, figures_folder: Path | None = None) -> None:
+    """Write the page to ``path``, all figures inside it, and on request each figure as a PNG of its own."""
+    drawn = pictures(study)
     template = resources.files("scaling").joinpath("assets", "report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(template).render(
@@ -24,7 +26,7 @@ def write(study: Study, path: Path, title: str) -> None:
         study=study,
         answer=study.answer,
         words=answers.in_words(study.answer).splitlines(),
-        figures=pictures(study),
+        figures={caption: "data:image/png;base64," + base64.b64encode(png).decode() for caption, png in drawn.items()},
         parameters=_table(study.parameters()),
         laws=_table(study.laws()),
         cells=_table(cells(study)),
@@ -34,10 +36,14 @@ def write(study: Study, path: Path, title: str) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
+    if figures_folder is not None:
+        figures_folder.mkdir(parents=True, exist_ok=True)
+        for caption, png in drawn.items():
+            (figures_folder / f"{re.sub(r'[^a-z0-9]+', '_', caption.lower()).strip('_')}.png").write_bytes(png)
 
 
-def pictures(study: Study) -> dict[str, str]:
-    """The page's figures by caption, as data URIs."""
+def pictures(study: Study) -> dict[str, bytes]:
+    """The page's figures by caption, as PNG."""
     fit, draws, loss, given = study.fit, study.bootstrap, study.loss, study.answer
     drawn: dict[str, Callable[[], Axes]] = {
         "Runs and fitted law along data": lambda: figures.loss_against(fit, "D", loss),
@@ -56,7 +62,7 @@ def pictures(study: Study) -> dict[str, str]:
     if "score" in done and done["score"].notna().any():
         drawn["Does held-out loss say anything about returns?"] = lambda: figures.score_against_loss(done, loss)
     with figures.style():
-        return {caption: _uri(draw()) for caption, draw in drawn.items()}
+        return {caption: _png(draw()) for caption, draw in drawn.items()}
 
 
 def cells(study: Study) -> pd.DataFrame:
@@ -75,10 +81,10 @@ def provenance(frame: pd.DataFrame) -> dict[str, str]:
     return {name: "; ".join(str(value) for value in frame[name].dropna().unique()) for name in names}
 
 
-def _uri(axes: Axes) -> str:
+def _png(axes: Axes) -> bytes:
     buffer = io.BytesIO()
     axes.figure.savefig(buffer, format="png", dpi=130)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
 
 
 def _table(frame: pd.DataFrame) -> str:

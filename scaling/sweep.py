@@ -34,6 +34,10 @@ ATTEMPTS = 2
 """Further tries of a run whose worker process died; errors inside a run are not tried again."""
 
 
+REPORT_SECONDS = 2.0
+"""A run speaks up at most this often; each word waits for the driver."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What the sweep may use; none of it can change a result."""
@@ -124,9 +128,14 @@ def _trial(config: dict[str, Any]) -> None:
     named = identity(spec, store.digest)
     run_id = named["run_id"]
 
+    said = time.monotonic()
+
     def report(update: int, loss: float) -> None:
-        _sign(root, run_id, {"update": update, "loss": loss})
-        tune.report({"run_id": run_id, "update": update, "loss": loss})
+        nonlocal said
+        if time.monotonic() - said > REPORT_SECONDS:
+            _sign(root, run_id, {"update": update, "loss": loss})
+            tune.report({"run_id": run_id, "update": update, "loss": loss})
+            said = time.monotonic()
 
     _sign(root, run_id, {"update": 0})
     try:
@@ -135,8 +144,8 @@ def _trial(config: dict[str, Any]) -> None:
         row = {**named, "status": results.FAILED, "error": str(error)}
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        said = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        row = {**named, "status": results.FAILED, "error": said}
+        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        row = {**named, "status": results.FAILED, "error": reason}
     results.write_row(root, row)
     sign_path(root, run_id).unlink(missing_ok=True)
 
