@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -43,12 +44,8 @@ def running_state_scan(
 @contextmanager
 def kernels(scan: Callable[..., Tensor], conv: Callable[..., Tensor]) -> Iterator[None]:
     """The network on other kernels."""
-    before = mamba.selective_scan, mamba.causal_conv
-    mamba.selective_scan, mamba.causal_conv = scan, conv
-    try:
+    with mock.patch.object(mamba, "selective_scan", scan), mock.patch.object(mamba, "causal_conv", conv):
         yield
-    finally:
-        mamba.selective_scan, mamba.causal_conv = before
 
 
 def step(scan: Callable[..., Tensor], conv: Callable[..., Tensor], spec: ModelSpec, batch: int) -> Callable[[], None]:
@@ -109,14 +106,11 @@ def main(arguments: list[str] | None = None) -> None:
         REFERENCE: step(selective_scan_ref, causal_conv_ref, spec, given.batch),
         LOOP: step(running_state_scan, causal_conv_ref, spec, given.batch),
     }
-    found = {
-        f"scan forward: batch {given.batch}, {3 * given.context} tokens, {2 * given.width} channels, 16 states": in_turns(
-            scan_forward(given.batch, 3 * given.context, 2 * given.width, 16), 4 * given.rounds
-        ),
-        f"training step: {given.depth} layers, width {given.width}, batch {given.batch}, context {given.context}": in_turns(
-            rivals, given.rounds
-        ),
-    }
+    tokens, channels = 3 * given.context, 2 * given.width
+    scans = scan_forward(given.batch, tokens, channels, 16)
+    scan_title = f"scan forward: batch {given.batch}, {tokens} tokens, {channels} channels, 16 states"
+    step_title = f"training step: {given.depth} x {given.width}, batch {given.batch}, context {given.context}"
+    found = {scan_title: in_turns(scans, 4 * given.rounds), step_title: in_turns(rivals, given.rounds)}
     for title, seconds in found.items():
         print(table(f"{title}, {given.threads} threads", seconds, OURS))
     if given.json:

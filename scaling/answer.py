@@ -72,6 +72,7 @@ def answer(draws: Bootstrap, cells: int = 3) -> Answer:
 
     Raises:
         ValueError: the law lacks N or D.
+
     """
     fitted = draws.fit
     if set(fitted.law.inputs) != {"N", "D"}:

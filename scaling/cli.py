@@ -12,7 +12,23 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scaling import __version__, answer as answers, fit as fits, grid, intervals, plug, report as reports, results, study
+from scaling import (
+    __version__,
+    grid,
+    intervals,
+    plug,
+    results,
+    study,
+)
+from scaling import (
+    answer as answers,
+)
+from scaling import (
+    fit as fits,
+)
+from scaling import (
+    report as reports,
+)
 from scaling.errors import UserError
 from scaling.progress import SweepProgress, duration
 from scaling.runs import Runs, identify
@@ -38,9 +54,14 @@ DELTA = click.option(
     show_default=True,
     help="Residual of log loss beyond which the fit is robust.",
 )
-DRAWS = click.option("--draws", type=click.IntRange(10), default=intervals.DRAWS, show_default=True, help="Bootstrap refits.")
+DRAWS = click.option(
+    "--draws", type=click.IntRange(10), default=intervals.DRAWS, show_default=True, help="Bootstrap refits."
+)
 JSON = click.option(
-    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), help="Also write JSON; - for stdout."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="Also write JSON; - for stdout.",
 )
 
 
@@ -59,7 +80,7 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="scaling")
 def main() -> None:
-    """More data or a bigger model? Scaling-law studies for offline reinforcement learning.
+    r"""More data or a bigger model? Scaling-law studies for offline reinforcement learning.
 
     \b
     A sweep is a YAML file that says which runs answer a question. The way of the data:
@@ -88,12 +109,33 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
     torch.set_num_threads(threads)
     seconds = plan.estimate_seconds(runs, costs)
     waiting = set(runs.unfinished(root))
-    table = Table("run", "kind", "width", "depth", "fraction", "draw", "seed", "N", "D", "updates", "exposures", "C", "time", "row")
+    table = Table(
+        "run",
+        "kind",
+        "width",
+        "depth",
+        "fraction",
+        "draw",
+        "seed",
+        "N",
+        "D",
+        "updates",
+        "exposures",
+        "C",
+        "time",
+        "row",
+    )
     for name, spec in runs.specs.items():
         cost = costs[name]
         model, data = spec.model, spec.data
         fixed = [name[:8], model.kind, model.width, model.depth, f"{data.fraction:g}", data.draw, spec.seed]
-        sizes = [f"{cost.parameters['N']:,}", f"{cost.D:,}", f"{cost.updates:,}", f"{cost.exposures:.1f}", f"{cost.C:.2e}"]
+        sizes = [
+            f"{cost.parameters['N']:,}",
+            f"{cost.D:,}",
+            f"{cost.updates:,}",
+            f"{cost.exposures:.1f}",
+            f"{cost.C:.2e}",
+        ]
         table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), "" if name in waiting else "done")
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
@@ -111,7 +153,13 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
 @ROOT
 @CPUS
 @THREADS
-@click.option("--gpus-per-run", type=click.FloatRange(0), default=0.0, show_default=True, help="GPUs per run; fractions share one.")
+@click.option(
+    "--gpus-per-run",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="GPUs per run; fractions share one.",
+)
 @click.option("--retry-failed", is_flag=True, help="Run failed runs again too.")
 def run_verb(sweep: Path, root: Path, cpus: int | None, threads: int, gpus_per_run: float, retry_failed: bool) -> None:
     """Run what SWEEP still lacks. A run that has a row is never run again.
@@ -131,10 +179,10 @@ def run_verb(sweep: Path, root: Path, cpus: int | None, threads: int, gpus_per_r
 def _run(runs: Runs, todo: list[str], root: Path, cpus: int, threads: int, gpus: float) -> None:
     from scaling import plan, sweep  # optional extra: train
 
-    sweep.check_writable(root)
     if threads > cpus:
         raise UserError(f"--threads {threads} exceeds the {cpus} core(s) to use")
     costs = plan.plan(runs)
+    sweep.check_writable(root)
     seconds = plan.estimate_seconds(runs, costs, budget=0.2)
     updates = {name: costs[name].updates for name in todo}
     console = Console(stderr=True)
@@ -236,7 +284,9 @@ def fit_verb(table: Path, law: str, loss: str, delta: float, draws: int, json_pa
         listing.add_row(name, f"{value:.4g}", f"[{ends[name][0]:.4g}, {ends[name][1]:.4g}]".replace("[", r"\["))
     shown.print(listing)
     state = "certified" if fitted.certified else "NOT certified"
-    shown.print(f"{state}: {fitted.agree} of {fitted.starts} starts agree; objective {fitted.objective:.6g}", highlight=False)
+    shown.print(
+        f"{state}: {fitted.agree} of {fitted.starts} starts agree; objective {fitted.objective:.6g}", highlight=False
+    )
     for flag in fitted.flags:
         shown.print(f"flag {flag}: {fits.explain(flag)}", highlight=False)
     percentiles = {name: [float(low), float(high)] for name, (low, high) in ends.items()}
@@ -265,7 +315,9 @@ def answer_verb(table: Path, law: str, loss: str, delta: float, draws: int, json
 @DELTA
 @DRAWS
 @click.option("--out", type=PATH, help="Where the page goes.  [default: beside the table, .html]")
-@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for the figures as PNG files too.")
+@click.option(
+    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for the figures as PNG files too."
+)
 def report_verb(
     table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None, figures: Path | None
 ) -> None:

@@ -73,6 +73,7 @@ def check_env(spec: EvaluateSpec, space: Space) -> None:
 
     Raises:
         UserError: with the environment's id and the sizes on both sides.
+
     """
     if spec.env is None:
         return
@@ -89,7 +90,9 @@ def check_env(spec: EvaluateSpec, space: Space) -> None:
             f"the dataset has ({space.state},) and ({space.action},)"
         )
     if not space.discrete and not (np.all(bounds[0] == -1.0) and np.all(bounds[1] == 1.0)):
-        raise UserError(f"evaluate.env {spec.env} takes actions between {bounds[0]} and {bounds[1]}; only [-1, 1] is supported")
+        raise UserError(
+            f"evaluate.env {spec.env} takes actions between {bounds[0]} and {bounds[1]}; only [-1, 1] is supported"
+        )
 
 
 @torch.no_grad()
@@ -99,7 +102,8 @@ def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser
     All episodes advance together, one batched forward per step for those still running; their windows have the same
     length, since all began at once. The return-to-go falls by each reward received.
     """
-    assert spec.evaluate.env is not None and spec.evaluate.target_return is not None
+    assert spec.evaluate.env is not None
+    assert spec.evaluate.target_return is not None
     count, limit = spec.evaluate.episodes, spec.model.max_timestep
     name = spec.evaluate.env
     envs = SyncVectorEnv([lambda: gymnasium.make(name)] * count)  # an ended one starts anew and is ignored
@@ -134,7 +138,9 @@ class _History:
     def __init__(self, count: int, limit: int, space: Space) -> None:
         self.rtg = np.zeros((count, limit), np.float32)
         self.state = np.zeros((count, limit, space.state), np.float32)
-        self.action = np.zeros((count, limit), np.int64) if space.discrete else np.zeros((count, limit, space.action), np.float32)
+        self.action = (
+            np.zeros((count, limit), np.int64) if space.discrete else np.zeros((count, limit, space.action), np.float32)
+        )
 
     def window(self, alive: np.ndarray, step: int, context: int) -> Batch:
         """The last ``context`` steps of the running episodes; the current action is still zero and never seen."""

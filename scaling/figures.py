@@ -10,7 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from scaling import results
 from scaling.answer import DOUBLING, gains
@@ -63,7 +63,9 @@ def law_with_band(draws: Bootstrap, along: str, loss: str, axes: Axes | None = N
     axes.plot(smooth, draws.fit.predict(inputs), color=colour, label=draws.fit.law.equation)
     axes.plot(top[along], top[loss], "o", color="black", markersize=4, label="runs")
     axes.axvline(largest, color="grey", linestyle=":", linewidth=1)
-    axes.annotate("observed ", (largest, 0.98), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize="small")
+    axes.annotate(
+        "observed ", (largest, 0.98), xycoords=("data", "axes fraction"), ha="right", va="top", fontsize="small"
+    )
     _log_axes(axes, along, loss)
     axes.set_title(f"The law at {other} = {level.max():,.0f}")
     axes.legend(fontsize="small")
@@ -78,7 +80,7 @@ def gain_of_doubling(draws: Bootstrap, n: float, d: float, axes: Axes | None = N
     low, high = np.quantile(together, [0.002, 0.998])
     bins = np.linspace(low, high if high > low else low + 1, 45)
     for values, colour, name in ((by_data, DATA_COLOUR, "data"), (by_model, MODEL_COLOUR, "model")):
-        axes.hist(values, bins=bins, color=colour, alpha=0.55, label=f"twice the {name}")
+        axes.hist(values, bins=bins.tolist(), color=colour, alpha=0.55, label=f"twice the {name}")
         axes.axvline(float(np.median(values)), color=colour, linewidth=1.5)
     axes.set_xlabel("expected reduction of the loss [%]")
     axes.set_ylabel("bootstrap refits")
@@ -109,7 +111,9 @@ def training_curves(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
     colours = dict(zip(values, sns.color_palette(PALETTE, len(values)), strict=True))
     for (_, row), value in zip(frame.iterrows(), level, strict=True):
         curve = row["curve"]
-        axes.plot([p["update"] for p in curve], [p["loss"] for p in curve], color=colours[value], alpha=0.6, linewidth=1)
+        axes.plot(
+            [p["update"] for p in curve], [p["loss"] for p in curve], color=colours[value], alpha=0.6, linewidth=1
+        )
     handles = [Line2D([], [], color=colours[value], label=f"{value:,.0f}") for value in values]
     axes.legend(handles=handles, title=results.label("D"), fontsize="small", title_fontsize="small")
     axes.set_yscale("log")
@@ -121,7 +125,7 @@ def training_curves(frame: pd.DataFrame, axes: Axes | None = None) -> Axes:
 
 
 def score_against_loss(frame: pd.DataFrame, loss: str, axes: Axes | None = None) -> Axes:
-    """Normalised score of every run against its held-out loss: does the loss say anything about returns?"""
+    """Normalised score of every run against its held-out loss: whether the loss says anything about returns."""
     axes = axes or _axes()
     colours = np.log10(frame["D"])
     axes.scatter(frame[loss], frame["score"], c=colours, cmap=PALETTE, s=24)
@@ -152,6 +156,9 @@ def _log_axes(axes: Axes, along: str, loss: str) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     _plain(axes.yaxis)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel(results.label(along))
     axes.set_ylabel(results.label(loss))
 

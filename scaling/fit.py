@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from scaling import newton, plug
 from scaling.errors import UserError
@@ -21,22 +22,24 @@ SAME = 1e-6
 
 FEW_LEVELS, COLLINEAR, NOT_CONVERGED, LONE_START = "few_levels", "collinear", "not_converged", "lone_start"
 ILL_CONDITIONED, AT_BOUND, TERM_VANISHES = "ill_conditioned", "at_bound", "term_vanishes"
+LACK_OF_FIT = "lack_of_fit"
 
 FLAGS = {
     FEW_LEVELS: "fewer than 3 levels of an input",
     COLLINEAR: "the logarithms of two inputs correlate beyond 0.95",
-    NOT_CONVERGED: "no start reached a vanishing gradient with a positive definite Hessian",
+    NOT_CONVERGED: "no start reached a minimum",
     LONE_START: "no second start agrees with the best one",
     ILL_CONDITIONED: "condition number of the Hessian above 1e8, single parameters mean little",
     AT_BOUND: "a parameter ended on its bound",
     TERM_VANISHES: "a term is below a thousandth of every loss",
+    LACK_OF_FIT: "cells miss the law by more than runs of one cell differ (F-test, p < 0.01), the form is wrong",
 }
 """Everything that a fit may be flagged with; a flag may name an input or parameter after a colon."""
 
 REFUSING = (FEW_LEVELS, COLLINEAR, NOT_CONVERGED)
 """Flags with which no number of a fit means anything.
 
-An ill-conditioned fit is not among them: its single parameters mean little, its predictions inside the data may be sharp.
+An ill-conditioned fit is not among them: its single parameters mean little, its predictions may still be sharp.
 """
 
 
@@ -73,6 +76,7 @@ class Fit:
     """Sum of Huber losses of the residuals of log loss."""
     gradient_norm: float
     hessian_condition: float
+    """Infinite where the minimum is not a single point."""
     starts: int
     agree: int
     """Starts that ended at the same objective as the best."""
@@ -105,6 +109,7 @@ def load_law(name: str) -> PowerSum:
 
     Raises:
         UserError: there is none; the message lists those that exist.
+
     """
     law: PowerSum = plug.load("laws", name).LAW
     return law
@@ -118,6 +123,7 @@ def prepare(frame: pd.DataFrame, loss: str, inputs: tuple[str, ...] = ("N", "D")
 
     Raises:
         UserError: a column is missing, a value cannot be used, or fewer than two rows remain.
+
     """
     missing = [name for name in (loss, *inputs) if name not in frame]
     if missing:
@@ -140,7 +146,7 @@ def prepare(frame: pd.DataFrame, loss: str, inputs: tuple[str, ...] = ("N", "D")
         log_x={name: values - centre[name] for name, values in logs.items()},
         centre=centre,
         log_loss=np.log(frame[loss].to_numpy(float)),
-        cell=frame.groupby(keys, sort=True).ngroup().to_numpy(),
+        cell=frame.groupby(keys, sort=True, dropna=False).ngroup().to_numpy(),
         frame=frame,
         refused=refused,
     )
@@ -162,6 +168,7 @@ def fit(law: PowerSum, data: Data, delta: float = DELTA, starts: int = STARTS, s
 
     Raises:
         UserError: fewer rows than parameters.
+
     """
     begin = time.perf_counter()
     if data.rows < len(law.theta):
@@ -176,6 +183,11 @@ def fit(law: PowerSum, data: Data, delta: float = DELTA, starts: int = STARTS, s
     condition = float(large / small) if small > 0 else float("inf")
     converged = bool(found.converged[best])
     flags = [*_of_table(law, data), *_of_parameters(law, problem, found.theta[best])]
+    flags += (
+        [LACK_OF_FIT]
+        if lack_of_fit(law, data, problem.log_loss - log_predict(found.theta[best], problem.design)) < 0.01
+        else []
+    )
     flags += [] if converged else [NOT_CONVERGED]
     flags += [LONE_START] if agree < 2 else []
     flags += [ILL_CONDITIONED] if condition > 1e8 else []
@@ -189,10 +201,26 @@ def fit(law: PowerSum, data: Data, delta: float = DELTA, starts: int = STARTS, s
         hessian_condition=condition,
         starts=starts,
         agree=agree,
-        certified=converged and agree >= 2,
+        certified=converged and bool(small > 0) and agree >= 2,
         flags=tuple(flags),
         seconds=time.perf_counter() - begin,
     )
+
+
+def lack_of_fit(law: PowerSum, data: Data, residual: np.ndarray) -> float:
+    """Probability of residuals this far off in whole cells, if the law held; 1 where no cell was run twice.
+
+    The F-test for lack of fit: mean square of the cells' mean residuals against that of runs around their cell
+    (Draper & Smith 1998, section 2.1).
+    """
+    counts = np.bincount(data.cell)
+    means = np.bincount(data.cell, weights=residual) / counts
+    between, within = len(counts) - len(law.theta), data.rows - len(counts)
+    pure = float(((residual - means[data.cell]) ** 2).sum())
+    if between < 1 or within < 1 or pure < 1e-20 * data.rows:
+        return 1.0
+    ratio = float((counts * means**2).sum()) / between / (pure / within)
+    return float(scipy.stats.f.sf(ratio, between, within))
 
 
 def problem_of(law: PowerSum, data: Data, delta: float) -> newton.Problem:
@@ -253,7 +281,7 @@ def to_json(fitted: Fit) -> dict[str, Any]:
         "rows_used": fitted.data.rows,
         "rows_refused": dict(fitted.data.refused),
         "gradient_norm": fitted.gradient_norm,
-        "hessian_condition": fitted.hessian_condition,
+        "hessian_condition": fitted.hessian_condition if np.isfinite(fitted.hessian_condition) else None,
         "starts": fitted.starts,
         "agree": fitted.agree,
         "certified": fitted.certified,

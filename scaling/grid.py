@@ -47,6 +47,7 @@ def read(path: Path) -> Sweep:
 
     Raises:
         UserError: anything the file says that is not understood, with its line and what is known instead.
+
     """
     top = _keys(yaml_values.read(path), TOP, "a sweep")
     name = top["name"].plain() if "name" in top else path.stem

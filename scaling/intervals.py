@@ -1,4 +1,4 @@
-"""How far the numbers of a fit can be trusted: bootstrap over configurations, and extrapolation to what was held out."""
+"""How far a fit can be trusted: bootstrap over configurations, and extrapolation to what was held out."""
 
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
 
     Raises:
         UserError: fewer than two cells.
+
     """
     data, law = fitted.data, fitted.law
     cells = int(data.cell.max()) + 1

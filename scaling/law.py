@@ -82,12 +82,12 @@ class PowerSum:
 
 
 def log_predict(theta: np.ndarray, design: np.ndarray) -> np.ndarray:
-    """log L, (..., row), for parameters (..., parameter)."""
+    """Log L, (..., row), for parameters (..., parameter)."""
     return weights(theta, design)[0]
 
 
 def weights(theta: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """log L, (..., row), and the terms' shares w, (..., term, row)."""
+    """Log L, (..., row), and the terms' shares w, (..., term, row)."""
     terms, rows, parameters = design.shape
     t = (theta @ design.reshape(terms * rows, parameters).T).reshape(*theta.shape[:-1], terms, rows)
     top = t.max(axis=-2, keepdims=True)

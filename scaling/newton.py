@@ -41,8 +41,12 @@ class Solutions:
 
     @property
     def converged(self) -> np.ndarray:
-        """(problem,): the gradient vanishes and the Hessian is positive definite, where no bound blocks."""
-        return (self.gradient_norm <= TOLERANCE) & (self.eigenvalues[:, 0] > 0)
+        """(problem,): the gradient vanishes and no eigenvalue is negative, where no bound blocks.
+
+        A zero eigenvalue belongs to a flat stretch of minima, as between the middle rows of a median.
+        """
+        small, large = self.eigenvalues.T
+        return (self.gradient_norm <= TOLERANCE) & (small >= -1e-9 * np.maximum(large, 1.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +144,7 @@ def _blocked(problem: Problem, theta: np.ndarray, gradient: np.ndarray) -> np.nd
 
 
 def _restrict(hessian: np.ndarray, blocked: np.ndarray) -> np.ndarray:
-    """The Hessian without blocked rows and columns; a free diagonal entry in their place keeps the extreme eigenvalues."""
+    """The Hessian without blocked rows and columns; a free diagonal entry instead keeps the extreme eigenvalues."""
     free = ~blocked
     kept = hessian * (free[:, :, None] & free[:, None, :])
     index = np.arange(hessian.shape[1])

@@ -15,6 +15,7 @@ def plan(runs: Runs) -> Costs:
 
     Raises:
         UserError: a run does not fit its dataset or its environment.
+
     """
     for spec in {(s.data.kind, s.data.path, s.evaluate): s for s in runs.specs.values()}.values():
         check_env(spec.evaluate, space_of(runs.store(spec)))
@@ -29,7 +30,10 @@ def estimate_seconds(runs: Runs, costs: Costs, budget: float = 1.5) -> dict[str,
     for each of the two.
     """
     per_update = {name: cost.C / cost.updates for name, cost in costs.items()}
-    ends = {per_update[name]: name for name in (min(per_update, key=per_update.__getitem__), max(per_update, key=per_update.__getitem__))}
+    ends = {
+        per_update[name]: name
+        for name in (min(per_update, key=per_update.__getitem__), max(per_update, key=per_update.__getitem__))
+    }
     seconds = [seconds_per_update(runs.specs[name], runs.store(runs.specs[name]), budget) for name in ends.values()]
     estimates = {}
     for name, spec in runs.specs.items():

@@ -19,6 +19,7 @@ def load(room: str, name: str) -> ModuleType:
 
     Raises:
         UserError: no such file; the message lists the names that exist.
+
     """
     known = names(room)
     if name not in known:

@@ -11,11 +11,14 @@ class SweepProgress:
     """Told of runs by the sweep, shows them as one line."""
 
     def __init__(self, console: Console, seconds: dict[str, float], updates: dict[str, int], already: int) -> None:
-        """
+        """Start at zero.
+
         Args:
+            console: where to show it.
             seconds: what each run that is still to do was estimated to take, by run_id; only ratios matter.
             updates: optimiser steps of each of them.
             already: runs of the sweep that had ended before.
+
         """
         self._seconds, self._updates = seconds, updates
         self._share = dict.fromkeys(seconds, 0.0)

@@ -11,7 +11,8 @@ import jinja2
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scaling import answer as answers, figures
+from scaling import answer as answers
+from scaling import figures
 from scaling.fit import explain
 from scaling.study import Study
 
@@ -71,7 +72,9 @@ def cells(study: Study) -> pd.DataFrame:
     keys = [name for name in ("kind", "width", "depth", "fraction") if name in frame] or ["N", "D"]
     wanted = {"N": "mean", "D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
     grouped = frame.groupby(keys).agg({name: how for name, how in wanted.items() if name in frame and name not in keys})
-    grouped.columns = [" ".join(part for part in names if part != "mean" or names[0] == study.loss) for names in grouped.columns]
+    grouped.columns = [
+        " ".join(part for part in names if part != "mean" or names[0] == study.loss) for names in grouped.columns
+    ]
     return grouped.reset_index()
 
 
@@ -83,7 +86,9 @@ def provenance(frame: pd.DataFrame) -> dict[str, str]:
 
 def _png(axes: Axes) -> bytes:
     buffer = io.BytesIO()
-    axes.figure.savefig(buffer, format="png", dpi=130)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()
 
 

@@ -63,8 +63,16 @@ COLUMNS = (
     Column("returns", pa.list_(pa.float64()), "reward", "undiscounted return of each rollout"),
     Column("train_seconds", pa.float64(), "s", "updates alone", repeatable=False),
     Column("evaluate_seconds", pa.float64(), "s", "held-out losses and rollouts", repeatable=False),
-    Column("samples_per_second", pa.float64(), "windows/s", "windows trained on per second of updating", repeatable=False),
-    Column("peak_memory", pa.float64(), "bytes", "largest resident memory of the process; on a GPU its allocated memory", repeatable=False),
+    Column(
+        "samples_per_second", pa.float64(), "windows/s", "windows trained on per second of updating", repeatable=False
+    ),
+    Column(
+        "peak_memory",
+        pa.float64(),
+        "bytes",
+        "largest resident memory of the process; on a GPU its allocated memory",
+        repeatable=False,
+    ),
     Column("dataset", pa.string(), "", "content digest of the dataset"),
     Column("kernel", pa.string(), "", "implementation of the scan that was used"),
     Column("device", pa.string(), "", "processor or GPU"),
@@ -115,7 +123,7 @@ def write_table(table: pa.Table, path: Path) -> None:
             pq.write_table(table, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -137,6 +145,7 @@ def read_table(path: Path) -> pa.Table:
 
     Raises:
         UserError: not a Parquet file, or written under another schema version.
+
     """
     try:
         table = pq.read_table(path, partitioning=None)

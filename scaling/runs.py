@@ -65,6 +65,7 @@ def identify(sweep: Sweep) -> Runs:
 
     Raises:
         UserError: a dataset cannot be used, or two cells of the grid are the same run.
+
     """
     stores: dict[tuple[str, str], Store] = {}
     specs: dict[str, RunSpec] = {}

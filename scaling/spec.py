@@ -176,6 +176,7 @@ def run_id(spec: RunSpec, digest: str) -> str:
     Args:
         spec: the run.
         digest: content digest of its dataset; it takes the place of the dataset's kind and path.
+
     """
     values = to_dict(spec)
     del values["data"]["kind"]

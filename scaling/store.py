@@ -112,11 +112,12 @@ def _build(folder: Path, episodes: Episodes) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     except OSError as error:
         raise UserError(
-            f"cannot write the data cache {folder.parent}: {error.strerror}; set SCALING_CACHE to a folder that can be written"
+            f"cannot write the data cache {folder.parent}: {error.strerror}; "
+            "set SCALING_CACHE to a folder that can be written"
         ) from error
     try:
         _write(temporary, episodes)
-        os.rename(temporary, folder)
+        temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process built it first in the other case
             raise

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scaling import answer as answers, plug
+from scaling import answer as answers
+from scaling import plug
 from scaling.answer import Answer
 from scaling.errors import UserError
 from scaling.fit import DELTA, Fit, fit, load_law, prepare
@@ -59,6 +60,7 @@ def study(
 
     Raises:
         UserError: the table cannot be fitted, or the law does not take both N and D.
+
     """
     chosen = load_law(law)
     if set(chosen.inputs) != {"N", "D"}:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 # Tune reads these when it is imported: no result folders in the home directory, no tables on the terminal.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -49,7 +49,7 @@ class Resources:
     """GPUs per run."""
 
 
-class Watcher:
+class Watcher(Protocol):
     """Told of what happens to runs; the command line's display is one."""
 
     def progress(self, run_id: str, update: int, loss: float) -> None:
@@ -90,11 +90,14 @@ def check_writable(root: Path) -> None:
 
     Raises:
         UserError: it cannot be created or written.
+
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the results folder {root}: {error.strerror}; choose another with --root") from error
+        raise UserError(
+            f"cannot create the results folder {root}: {error.strerror}; choose another with --root"
+        ) from error
     if not os.access(root, os.W_OK):
         raise UserError(f"the results folder {root} cannot be written; choose another with --root")
 
@@ -142,7 +145,7 @@ def _trial(config: dict[str, Any]) -> None:
         row = train(spec, store, report)
     except Diverged as error:
         row = {**named, "status": results.FAILED, "error": str(error)}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the row says it and the sweep goes on
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         row = {**named, "status": results.FAILED, "error": reason}
@@ -156,7 +159,7 @@ def _sign(root: Path, run_id: str, said: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **said}))
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 class _Callback(tune.Callback):
@@ -173,7 +176,9 @@ class _Callback(tune.Callback):
     def _name(self, trial: Any) -> str:
         return self._names[json.dumps(trial.config["spec"], sort_keys=True)]
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A point of a curve."""
         if "update" in result:
             self._watcher.progress(result["run_id"], result["update"], result["loss"])

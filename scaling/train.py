@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from scaling import plug, provenance, results, scores, spec as specs
+from scaling import plug, provenance, results, scores
+from scaling import spec as specs
 from scaling.errors import Diverged
 from scaling.evaluate import HeldOut, Rollouts, check_env, rollout, summed_loss, tensors
 from scaling.ops.selective_scan import kernel_name
@@ -59,6 +60,7 @@ def subset_of(spec: RunSpec, store: Store) -> Subset:
 
     Raises:
         UserError: the run does not fit the dataset.
+
     """
     check_fits(store, spec)
     episodes = training_episodes(store, spec.data)
@@ -77,6 +79,7 @@ def cost_of(spec: RunSpec, store: Store) -> Cost:
 
     Raises:
         UserError: the run does not fit the dataset, or there is no such model.
+
     """
     subset, space = subset_of(spec, store), space_of(store)
     architecture = plug.load("models", spec.model.kind)
@@ -109,6 +112,7 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
     Raises:
         Diverged: the loss stopped being finite.
         UserError: the run does not fit the dataset or the environment.
+
     """
     space, subset = space_of(store), subset_of(spec, store)
     check_env(spec.evaluate, space)
@@ -180,7 +184,9 @@ class _Training:
         self.normalise = subset.training.normaliser()
         self.held_out = HeldOut(subset.held_out, self.normalise, batch=4 * spec.train.batch)
         model = plug.load("models", spec.model.kind).Model(spec.model, space)
-        optimiser = torch.optim.AdamW(parameter_groups(model, spec.train.weight_decay), lr=spec.train.learning_rate, fused=True)
+        optimiser = torch.optim.AdamW(
+            parameter_groups(model, spec.train.weight_decay), lr=spec.train.learning_rate, fused=True
+        )
         self.bare = model
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
         self.supervised = 0
@@ -289,7 +295,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Mamba's authors exempt A_log and D (``_no_weight_decay``); norms, biases and tables follow minGPT.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decays, exempt = [], []
+    decays: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         free = parameter.ndim < 2 or name.rsplit(".", 1)[-1] == "A_log" or id(parameter) in tables
         (exempt if free else decays).append(parameter)

@@ -62,6 +62,7 @@ def training_episodes(store: Store, spec: DataSpec) -> np.ndarray:
 
     Raises:
         UserError: the fraction holds no whole episode.
+
     """
     rest = np.setdiff1d(np.arange(len(store.terminal)), held_out_episodes(store, spec))
     order = np.random.default_rng([SPLIT_SEED, spec.draw]).permutation(rest)
@@ -79,10 +80,13 @@ def check_fits(store: Store, spec: RunSpec) -> None:
 
     Raises:
         UserError: the context exceeds every episode, or an episode exceeds the timestep embedding.
+
     """
     longest = int(store.lengths.max())
     if spec.model.context > longest:
-        raise UserError(f"model.context {spec.model.context} is longer than every episode; the longest has {longest} steps")
+        raise UserError(
+            f"model.context {spec.model.context} is longer than every episode; the longest has {longest} steps"
+        )
     if longest > spec.model.max_timestep:
         raise UserError(
             f"model.max_timestep {spec.model.max_timestep} is too small: the longest episode has {longest} steps"

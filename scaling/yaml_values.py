@@ -32,6 +32,7 @@ def read(path: Path) -> Located:
 
     Raises:
         UserError: no such file, not YAML, or a key written twice.
+
     """
     try:
         text = path.read_text(encoding="utf-8")

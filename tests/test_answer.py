@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import loss_world
+
 from scaling import answer as answers
 from scaling import fit as fits
 from scaling.intervals import Bootstrap, bootstrap, extrapolate, percentile
 from scaling.study import study
+
+from conftest import loss_world
 
 
 def resampled(frame: pd.DataFrame, draws: int = 200, law: str = "additive") -> Bootstrap:

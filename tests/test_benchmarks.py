@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+
 from benchmarks import step
 from scaling.ops.selective_scan import selective_scan_ref
 

@@ -7,11 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import make_columns, write_hdf5
+
 from scaling.datasets import d4rl
 from scaling.errors import UserError
 from scaling.spec import DataSpec
 from scaling.store import build_once, cache_folder, open_store, returns_to_go
+
+from conftest import make_columns, write_hdf5
 
 
 def test_episodes_end_at_terminals_and_timeouts_and_the_unfinished_tail_is_left_out(tmp_path):

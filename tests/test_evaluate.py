@@ -4,6 +4,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+
 from scaling import plug, scores
 from scaling.datasets import d4rl
 from scaling.errors import UserError
@@ -73,7 +74,9 @@ def test_lockstep_rollouts_equal_episodes_played_one_at_a_time(normalise):
 
 
 def test_the_table_of_timesteps_limits_an_episode(normalise):
-    short = RunSpec(model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=SPEC.evaluate)
+    short = RunSpec(
+        model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=SPEC.evaluate
+    )
     assert rollout(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [6, 6, 6]
 
 

@@ -3,12 +3,14 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import loss_world
+from scipy.optimize import minimize
+
 from scaling import fit as fits
 from scaling import law as laws
 from scaling import newton, plug
 from scaling.errors import UserError
-from scipy.optimize import minimize
+
+from conftest import loss_world
 
 LAWS = plug.names("laws")
 TRUTH = {"E": 0.15, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.45}
@@ -129,6 +131,24 @@ def test_degenerate_tables_are_flagged_by_name():
     assert "fewer than 3 levels of an input (N)" in fit(two_sizes).refusal
 
 
+def test_a_wrong_form_is_flagged_where_cells_repeat_and_the_true_one_is_not():
+    def interacting(N, D):
+        return 0.2 + 300 * N**-0.4 * D**-0.3
+
+    assert "lack_of_fit" in flags_of(loss_world(0.004, law=interacting))
+    assert "lack_of_fit" not in flags_of(loss_world(0.004, law=interacting, seeds=1))
+    flagged = sum("lack_of_fit" in flags_of(loss_world(0.01, seed=seed)) for seed in range(10))
+    assert flagged <= 1
+
+
+def test_a_flat_stretch_of_minima_is_no_certificate():
+    """The constant law on two far apart rows: any value between them is a median."""
+    found = fit(loss_world(0.0, law=lambda N, D: np.where(D > 1e4, 0.2, 0.3))[:8], "constant")
+    assert not found.certified
+    assert "ill_conditioned" in found.flags
+    assert fits.to_json(found)["hessian_condition"] is None
+
+
 def test_unequal_draws_of_one_fraction_are_one_level():
     frame = loss_world(0.01)
     jitter = np.random.default_rng(0).uniform(0.98, 1.02, len(frame))
@@ -139,7 +159,10 @@ def test_unequal_draws_of_one_fraction_are_one_level():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda f: f.assign(loss_best=f["loss_best"].where(f.index != 4, -1.0)), "column 'loss_best' must be positive .* row 4 holds"),
+        (
+            lambda f: f.assign(loss_best=f["loss_best"].where(f.index != 4, -1.0)),
+            "column 'loss_best' must be positive .* row 4 holds",
+        ),
         (lambda f: f.assign(D=f["D"].where(f.index != 2)), "column 'D' must be positive"),
         (lambda f: f.assign(N=f["N"].astype(str).where(f.index != 3, "many")), "row 3 holds 'many'"),
         (lambda f: f.drop(columns="N"), "no column 'N'; it has D, width"),
@@ -162,7 +185,9 @@ def test_failed_runs_are_left_out_and_counted():
 
 
 def test_an_unknown_law_lists_those_that_exist():
-    with pytest.raises(UserError, match=r"no 'aditive' in laws \(did you mean 'additive'\?\); known: additive, constant"):
+    with pytest.raises(
+        UserError, match=r"no 'aditive' in laws \(did you mean 'additive'\?\); known: additive, constant"
+    ):
         fits.load_law("aditive")
 
 

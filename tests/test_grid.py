@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from scaling import grid
 from scaling.errors import UserError
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, from_dict, run_id, to_dict
@@ -60,7 +61,10 @@ skip:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("base:\n  model:\n    widht: 3", r"sweep.yaml:3: unknown key in base.model: 'widht' \(did you mean 'width'\?\); valid: kind, width"),
+        (
+            "base:\n  model:\n    widht: 3",
+            r"sweep.yaml:3: unknown key in base.model: 'widht' \(did you mean 'width'\?\); valid: kind, width",
+        ),
         ("axis: {}", r"sweep.yaml:1: unknown key in a sweep: 'axis'"),
         ("base: {train: {learning_rate: 1e-4}}", r"learning_rate must be float, not str: '1e-4' \(write 1.0e-4"),
         ("base: {model: {width: 3.5}}", "model.width must be int, not float: 3.5"),
@@ -95,7 +99,7 @@ def test_a_mistake_is_named_with_its_line_and_what_is_known(tmp_path, text, said
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="cannot read the sweep .*none.yaml: No such file"):
+    with pytest.raises(UserError, match=r"cannot read the sweep .*none\.yaml: No such file"):
         grid.read(tmp_path / "none.yaml")
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+
 from scaling import plug
 from scaling.layers import mamba
 from scaling.layers.mamba import Mamba
 from scaling.models.mambadm import GLoMa
 from scaling.spec import ModelSpec, Space
-from torch import Tensor
 
 CONTINUOUS, DISCRETE = Space(state=5, action=3), Space(state=5, action=4, discrete=True)
 KINDS = plug.names("models")
@@ -151,7 +152,9 @@ def test_flops_are_those_of_the_matrix_products_plus_conv_and_scan():
 
 
 def test_mamba_has_the_parameter_names_of_mamba_ssm():
-    expected = "A_log D in_proj.weight conv1d.weight conv1d.bias x_proj.weight dt_proj.weight dt_proj.bias out_proj.weight"
+    expected = (
+        "A_log D in_proj.weight conv1d.weight conv1d.bias x_proj.weight dt_proj.weight dt_proj.bias out_proj.weight"
+    )
     assert set(Mamba(small()).state_dict()) == set(expected.split())
 
 

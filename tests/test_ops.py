@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from scaling.ops import _vector_math
 from scaling.ops.causal_conv import causal_conv, causal_conv_ref
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
-from torch import Tensor
 
 
 def scan_inputs(batch: int, time: int, channels: int, states: int) -> list[Tensor]:

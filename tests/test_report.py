@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
-from conftest import loss_world
 from matplotlib.axes import Axes
 from nbclient import NotebookClient
+
 from scaling import figures, plug, results
 from scaling.cli import main
 from scaling.study import study
+
+from conftest import loss_world
 
 ROOT = Path(__file__).parents[1]
 
@@ -141,7 +145,9 @@ def test_notebooks_run_on_any_table(path, table, tmp_path):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     parameter = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
     parameter.source = f"TABLE = {str(table)!r}"
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     outputs = [output for cell in cells for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error"]
     assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
@@ -154,6 +160,13 @@ def test_notebooks_are_thin_and_hold_their_outputs(path):
     assert all(len(cell.source.splitlines()) <= 12 for cell in code)
     assert not any(re.search(r"^\s*(def|class) ", cell.source, re.M) for cell in code)
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+
+
+def test_fits_need_neither_torch_nor_ray():
+    """The base package serves people who only have a table."""
+    heavy = {"torch", "ray", "numba", "accelerate", "gymnasium", "h5py"}
+    code = f"import sys, scaling.cli; assert not {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_there_are_notebooks_and_laws():

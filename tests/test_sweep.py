@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_columns, write_hdf5
+
 from scaling import results
+
+from conftest import make_columns, write_hdf5
 
 SCALING = str(Path(sys.executable).parent / "scaling")
 SMOKE = str(Path(__file__).parents[1] / "sweeps" / "smoke.yaml")
@@ -112,13 +114,18 @@ def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(own_data):
     failed = frame[frame["status"] == "failed"].iloc[0]
     assert failed["error"].startswith("diverged")
     assert pd.isna(failed["loss"])
-    told = json.loads(scaling("fit", "own.parquet", "--law", "constant", "--draws", 10, "--json", "-", cwd=own_data, code=2).stdout or "{}")
+    told = json.loads(
+        scaling("fit", "own.parquet", "--law", "constant", "--draws", 10, "--json", "-", cwd=own_data, code=2).stdout
+        or "{}"
+    )
     assert told == {}
 
 
 def test_interrupted_work_goes_on_where_it_stopped(own_data):
     sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3, 4, 5]}", amount=400)
-    driver = subprocess.Popen([SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not list(own_data.glob("runs/*/row.parquet")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -136,7 +143,9 @@ def test_interrupted_work_goes_on_where_it_stopped(own_data):
 
 def test_a_killed_worker_is_replaced_and_its_run_done_again(own_data):
     sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=800)
-    driver = subprocess.Popen([SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         signs = list(own_data.glob("runs/*/running.json"))

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_columns, write_hdf5
+
 from scaling import plug, results
 from scaling import train as training
 from scaling.errors import Diverged
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
+
+from conftest import make_columns, write_hdf5
 
 TINY = RunSpec(
     model=ModelSpec(width=16, depth=1, context=6, subsequence=2, dropout=0.1, max_timestep=100),
@@ -83,7 +85,9 @@ def test_constant_loss_is_the_error_of_the_training_mean(data):
 
 def test_a_run_that_diverges_says_so(data):
     spec, folder = data
-    spec = dataclasses.replace(spec, train=TrainSpec(amount=40.0, batch=8, learning_rate=1e30, evaluations=4, warmup=0.0))
+    spec = dataclasses.replace(
+        spec, train=TrainSpec(amount=40.0, batch=8, learning_rate=1e30, evaluations=4, warmup=0.0)
+    )
     with pytest.raises(Diverged, match="not finite after"):
         training.train(spec, open_store(spec, folder))
 
@@ -171,5 +175,7 @@ def test_an_environment_of_another_shape_is_refused_before_training(data):
     spec = dataclasses.replace(spec, evaluate=EvaluateSpec(env="Hopper-v5", target_return=1.0))
     from scaling.errors import UserError
 
-    with pytest.raises(UserError, match=r"Hopper-v5 has states \(11,\) and actions \(3,\); the dataset has \(4,\) and \(2,\)"):
+    with pytest.raises(
+        UserError, match=r"Hopper-v5 has states \(11,\) and actions \(3,\); the dataset has \(4,\) and \(2,\)"
+    ):
         training.train(spec, open_store(spec, folder))

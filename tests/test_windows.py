@@ -1,13 +1,17 @@
 """Splits, nested fractions, and windows against a slow loop."""
 
+import itertools
+
 import numpy as np
 import pytest
-from conftest import make_columns, write_hdf5
+
 from scaling.datasets import d4rl
 from scaling.errors import UserError
 from scaling.spec import DataSpec, ModelSpec, RunSpec
 from scaling.store import build_once
 from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
+
+from conftest import make_columns, write_hdf5
 
 
 @pytest.fixture
@@ -29,7 +33,7 @@ def test_fractions_of_one_draw_nest_and_draws_differ(store):
     sizes = (0.05, 0.1, 0.3, 0.7, 1.0)
     subsets = [set(training_episodes(store, DataSpec(fraction=f, draw=4))) for f in sizes]
     assert [len(s) for s in subsets] == [round(f * 54) for f in sizes]
-    assert all(small < large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(small < large for small, large in itertools.pairwise(subsets))
     other = set(training_episodes(store, DataSpec(fraction=0.3, draw=5)))
     assert other != subsets[2]
 

@@ -24,6 +24,7 @@ def locate(path: str, folder: Path) -> Path:
 
     Raises:
         UserError: there is no such file.
+
     """
     if path.startswith(EMBEDDED):
         name = path.removeprefix(EMBEDDED)
@@ -38,11 +39,12 @@ def locate(path: str, folder: Path) -> Path:
     return file
 
 
-def open(spec: DataSpec, folder: Path) -> Store:  # noqa: A001 - the room's word for it
+def open(spec: DataSpec, folder: Path) -> Store:
     """The dataset of a sweep whose file lies in ``folder``.
 
     Raises:
         UserError: the file is missing, truncated, lacks a key, or holds values that cannot be trained on.
+
     """
     return build_once(locate(spec.path, folder), read)
 
@@ -73,7 +75,8 @@ def _check(path: Path, columns: dict[str, np.ndarray]) -> None:
         dimensions = 2 if key in ("observations", "actions") else 1
         if array.ndim != dimensions or len(array) != rows:
             raise UserError(
-                f"{path}: {key} has shape {array.shape}; expected {dimensions} dimension(s) and {rows} rows, as observations"
+                f"{path}: {key} has shape {array.shape}; expected {dimensions} dimension(s) "
+                f"and {rows} rows, as observations"
             )
     for key in ("observations", "actions", "rewards"):
         finite = np.isfinite(columns[key]).reshape(rows, -1).all(axis=1)

@@ -1,6 +1,6 @@
 """Additive power law in model size and data (Hoffmann et al. 2022, Eq. 2).
 
-    L = E + A N^-alpha + B D^-beta
+L = E + A N^-alpha + B D^-beta
 """
 
 from scaling.law import PowerSum

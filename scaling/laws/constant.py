@@ -1,6 +1,6 @@
 """The null: neither model size nor data matters.
 
-    L = E
+L = E
 """
 
 from scaling.law import PowerSum

@@ -1,6 +1,6 @@
 """Power law in data alone (Kaplan et al. 2020, Eq. 1.2, with an irreducible term).
 
-    L = E + B D^-beta
+L = E + B D^-beta
 """
 
 from scaling.law import PowerSum

@@ -1,6 +1,6 @@
 """Power law in model size alone (Kaplan et al. 2020, Eq. 1.1, with an irreducible term).
 
-    L = E + A N^-alpha
+L = E + A N^-alpha
 """
 
 from scaling.law import PowerSum

@@ -48,6 +48,7 @@ class Mamba(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
+        assert self.conv1d.bias is not None
         x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
         x = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)

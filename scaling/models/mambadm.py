@@ -13,7 +13,6 @@ CHOICE: PyTorch's initialisation of linear layers and mamba-ssm's of the blocks.
 weights from N(0, 0.02^2), which also zeroes the step-size bias.
 """
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,0 +1,1 @@
+"""Pure tensor functions, each fast one with a slow twin."""

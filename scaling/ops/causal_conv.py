@@ -1,6 +1,6 @@
 """Causal depthwise convolution followed by SiLU, as in the Mamba block.
 
-    y[t, c] = silu( bias[c] + sum_k weight[c, k] x[t - K + 1 + k, c] ),  x = 0 before the window
+y[t, c] = silu( bias[c] + sum_k weight[c, k] x[t - K + 1 + k, c] ),  x = 0 before the window
 """
 
 import numba

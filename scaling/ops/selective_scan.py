@@ -25,7 +25,7 @@ BLOCK = 64
 """Most channels whose whole history the backward pass keeps at once, chosen to stay in a core's own cache."""
 
 CHUNKS = 32
-"""Groups of sequences that add up parameter gradients on their own: a constant, so that sums do not depend on threads."""
+"""Groups of sequences that sum parameter gradients on their own: a constant, so that sums do not depend on threads."""
 
 
 def selective_scan_ref(
@@ -130,7 +130,14 @@ def _selective_scan_backward(
     dD, d_bias = constants.sum(0)
     shape = (batch, time, -1)
     by_stream = [x.view(shape) for x in (du, d_delta, dB, dC, dz)]
-    return (*by_stream[:2], dA.sum(0).t().clone(memory_format=torch.contiguous_format), *by_stream[2:4], dD.clone(), by_stream[4], d_bias.clone())
+    return (
+        *by_stream[:2],
+        dA.sum(0).t().clone(memory_format=torch.contiguous_format),
+        *by_stream[2:4],
+        dD.clone(),
+        by_stream[4],
+        d_bias.clone(),
+    )
 
 
 @_selective_scan_backward.register_fake
@@ -177,7 +184,7 @@ def _forward(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(parallel=True, fastmath=FLAGS, error_model="numpy", cache=True)
-def _backward(  # type: ignore[no-untyped-def]
+def _backward(  # type: ignore[no-untyped-def]  # noqa: C901 - one kernel: calls would break its vector loops
     dy, dy_step, u, u_step, delta, delta_step, B, B_step, C, C_step, z, z_step, A, D, delta_bias, batch, time,
     du, d_delta, dB, dC, dz, dA, constants
 ):  # fmt: skip
