@@ -79,13 +79,13 @@ def answer(draws: Bootstrap, cells: int = 3) -> Answer:
         raise ValueError(f"a verdict needs a law in N and D; {fitted.law.name} has {fitted.law.inputs}")
     n, d = (float(fitted.data.frame[name].max()) for name in ("N", "D"))
     reasons = [explain(flag) for flag in fitted.flags]
-    if fitted.refusal is not None or len(draws.theta) < 2:
-        return Answer(CANNOT_TELL, None, n, d, None, None, tuple(reasons), next_cells(fitted, n, d, cells))
+    if draws.failures:
+        reasons.append(f"{draws.failures} of {draws.failures + len(draws.theta)} bootstrap refits did not converge")
+    if fitted.refusal is not None:
+        return Answer(CANNOT_TELL, None, n, d, None, None, tuple(reasons), ())
     by_data, by_model = gains(draws, n, d)
     probability = float(np.mean(by_data > by_model) + 0.5 * np.mean(by_data == by_model))
     verdict = DATA if probability >= CONFIDENCE else MODEL if probability <= 1 - CONFIDENCE else CANNOT_TELL
-    if draws.failures:
-        reasons.append(f"{draws.failures} of {draws.failures + len(draws.theta)} bootstrap refits did not converge")
     point = gains(Bootstrap(fitted, fitted.theta[None], 0), n, d)
     data, model = (_gain(values, estimate) for values, estimate in zip((by_data, by_model), point, strict=True))
     proposals = next_cells(fitted, n, d, cells) if verdict == CANNOT_TELL else ()
@@ -106,8 +106,7 @@ def next_cells(fitted: Fit, n: float, d: float, count: int) -> tuple[Cell, ...]:
     """
     step = 1e-4
     directions = np.eye(len(fitted.theta)) * step
-    log_x = {name: np.log(fitted.data.frame[name].to_numpy(float)) for name in ("N", "D")}
-    rows = {name: np.exp(values) for name, values in log_x.items()}
+    rows = {name: fitted.data.frame[name].to_numpy(float) for name in ("N", "D")}
 
     def derivative(inputs: dict[str, np.ndarray]) -> np.ndarray:
         up, down = (np.log(fitted.predict(inputs, fitted.theta + sign * directions)) for sign in (1, -1))
@@ -131,7 +130,7 @@ def next_cells(fitted: Fit, n: float, d: float, count: int) -> tuple[Cell, ...]:
 
 def _cell(fitted: Fit, row: int, variance_left: float) -> Cell:
     record = fitted.data.frame.iloc[row]
-    told_apart_by = [name for name in ("kind", "width", "depth", "fraction") if name in record]
+    told_apart_by = [name for name in ("kind", "width", "depth", "context", "fraction") if name in record]
     names = [name for name in told_apart_by if fitted.data.frame[name].nunique() > 1]
     values = (record[name] for name in names)
     settings = {n: v.item() if isinstance(v, np.generic) else v for n, v in zip(names, values, strict=True)}

@@ -26,9 +26,6 @@ from scaling import (
 from scaling import (
     fit as fits,
 )
-from scaling import (
-    report as reports,
-)
 from scaling.errors import UserError
 from scaling.progress import SweepProgress, duration
 from scaling.runs import Runs, identify
@@ -74,7 +71,14 @@ class Verbs(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             click.echo(f"error: {error}", err=True)
-            ctx.exit(USER_ERROR)
+        except OSError as error:
+            click.echo(f"error: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", err=True)
+        except ModuleNotFoundError as error:
+            click.echo(f"error: {error.name} is not installed; this verb needs: pip install 'scaling[train]'", err=True)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command goes on", err=True)
+            ctx.exit(INTERRUPTED)
+        return ctx.exit(USER_ERROR)
 
 
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -138,6 +142,8 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         ]
         table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), "" if name in waiting else "done")
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if runs.sweep.question:
+        console.print(f"Question: {runs.sweep.question}", highlight=False)
     console.print(table)
     left = sum(seconds[name] for name in waiting)
     slots = max(1, (cpus or available_cpus()) // threads)
@@ -322,6 +328,8 @@ def report_verb(
     table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None, figures: Path | None
 ) -> None:
     """Write one HTML page about TABLE, figures inside, and print the verdict."""
+    from scaling import report as reports  # drawing takes seconds to import, which no other verb needs
+
     looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
     out = out or table.with_suffix(".html")
     reports.write(looked_at, out, title=table.stem, figures_folder=figures)

@@ -1,5 +1,6 @@
 """Held-out loss, and return-conditioned rollouts of all episodes in lockstep."""
 
+import warnings
 from dataclasses import dataclass
 
 import gymnasium
@@ -78,8 +79,8 @@ def check_env(spec: EvaluateSpec, space: Space) -> None:
     if spec.env is None:
         return
     try:
-        env = gymnasium.make(spec.env)
-    except gymnasium.error.Error as error:
+        env = _make(spec.env)
+    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
         raise UserError(f"evaluate.env {spec.env!r}: {' '.join(str(error).split())}") from error
     observed, acted = env.observation_space.shape, env.action_space.shape
     bounds = getattr(env.action_space, "low", None), getattr(env.action_space, "high", None)
@@ -95,6 +96,13 @@ def check_env(spec: EvaluateSpec, space: Space) -> None:
         )
 
 
+def _make(name: str) -> gymnasium.Env:
+    """The environment; that a newer version exists is not news to who asked for this one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+        return gymnasium.make(name)
+
+
 @torch.no_grad()
 def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, device: torch.device) -> Rollouts:
     """Returns of episodes in which the model is asked for ``target_return``, deterministic and without padding.
@@ -106,7 +114,7 @@ def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser
     assert spec.evaluate.target_return is not None
     count, limit = spec.evaluate.episodes, spec.model.max_timestep
     name = spec.evaluate.env
-    envs = SyncVectorEnv([lambda: gymnasium.make(name)] * count)  # an ended one starts anew and is ignored
+    envs = SyncVectorEnv([lambda: _make(name)] * count)  # an ended one starts anew and is ignored
     history = _History(count, limit, space)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     alive = np.ones(count, bool)

@@ -1,6 +1,7 @@
 """A law with numbers: the certified optimum of its fit to a table."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import fdtrc
 
 from scaling import newton, plug
 from scaling.errors import UserError
@@ -22,7 +23,7 @@ SAME = 1e-6
 
 FEW_LEVELS, COLLINEAR, NOT_CONVERGED, LONE_START = "few_levels", "collinear", "not_converged", "lone_start"
 ILL_CONDITIONED, AT_BOUND, TERM_VANISHES = "ill_conditioned", "at_bound", "term_vanishes"
-LACK_OF_FIT = "lack_of_fit"
+LACK_OF_FIT, POOLED = "lack_of_fit", "pooled"
 
 FLAGS = {
     FEW_LEVELS: "fewer than 3 levels of an input",
@@ -31,6 +32,7 @@ FLAGS = {
     LONE_START: "no second start agrees with the best one",
     ILL_CONDITIONED: "condition number of the Hessian above 1e8, single parameters mean little",
     AT_BOUND: "a parameter ended on its bound",
+    POOLED: "runs that differ in more than model size, data and seed are fitted together",
     TERM_VANISHES: "a term is below a thousandth of every loss",
     LACK_OF_FIT: "cells miss the law by more than runs of one cell differ (F-test, p < 0.01), the form is wrong",
 }
@@ -118,8 +120,7 @@ def load_law(name: str) -> PowerSum:
 def prepare(frame: pd.DataFrame, loss: str, inputs: tuple[str, ...] = ("N", "D")) -> Data:
     """The usable rows of a results table.
 
-    Failed runs are left out and counted. Cells are the distinct values of kind, width, depth, context and fraction,
-    as far as the table has these columns, else of the inputs.
+    Failed runs are left out and counted.
 
     Raises:
         UserError: a column is missing, a value cannot be used, or fewer than two rows remain.
@@ -139,14 +140,13 @@ def prepare(frame: pd.DataFrame, loss: str, inputs: tuple[str, ...] = ("N", "D")
         _check_positive(frame, name)
     if len(frame) < 2:
         raise UserError(f"{len(frame)} usable row(s); a fit needs at least 2")
-    keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or list(inputs)
     logs = {name: np.log(frame[name].to_numpy(float)) for name in inputs}
     centre = {name: float(values.mean()) for name, values in logs.items()}
     return Data(
         log_x={name: values - centre[name] for name, values in logs.items()},
         centre=centre,
         log_loss=np.log(frame[loss].to_numpy(float)),
-        cell=frame.groupby(keys, sort=True, dropna=False).ngroup().to_numpy(),
+        cell=cells_of(frame, inputs),
         frame=frame,
         refused=refused,
     )
@@ -178,10 +178,11 @@ def fit(law: PowerSum, data: Data, delta: float = DELTA, starts: int = STARTS, s
     found = newton.solve(problem, theta, np.ones((starts, data.rows)))
     ranked = np.where(found.converged, found.objective, np.inf)
     best = int(np.argmin(ranked if found.converged.any() else found.objective))
-    agree = int((found.objective <= found.objective[best] * (1 + SAME) + 1e-15).sum())
+    agree = int((found.converged & (found.objective <= found.objective[best] * (1 + SAME) + 1e-15)).sum())
+    lowest = bool(found.objective[best] <= found.objective.min() * (1 + SAME) + 1e-15)
     small, large = found.eigenvalues[best]
     condition = float(large / small) if small > 0 else float("inf")
-    converged = bool(found.converged[best])
+    converged = bool(found.converged[best]) and lowest
     flags = [*_of_table(law, data), *_of_parameters(law, problem, found.theta[best])]
     flags += (
         [LACK_OF_FIT]
@@ -220,7 +221,7 @@ def lack_of_fit(law: PowerSum, data: Data, residual: np.ndarray) -> float:
     if between < 1 or within < 1 or pure < 1e-20 * data.rows:
         return 1.0
     ratio = float((counts * means**2).sum()) / between / (pure / within)
-    return float(scipy.stats.f.sf(ratio, between, within))
+    return float(fdtrc(between, within, ratio))
 
 
 def problem_of(law: PowerSum, data: Data, delta: float) -> newton.Problem:
@@ -248,7 +249,8 @@ def explain(flag: str) -> str:
 
 
 def _of_table(law: PowerSum, data: Data) -> list[str]:
-    flags = [f"{FEW_LEVELS}:{name}" for name in law.inputs if len(np.unique(_levels(data, name))) < 3]
+    flags = [f"{POOLED}:{name}" for name in _pooled(data.frame)]
+    flags += [f"{FEW_LEVELS}:{name}" for name in law.inputs if len(np.unique(levels(data, name))) < 3]
     for index, one in enumerate(law.inputs):
         for other in law.inputs[index + 1 :]:
             a, b = data.log_x[one], data.log_x[other]
@@ -257,10 +259,39 @@ def _of_table(law: PowerSum, data: Data) -> list[str]:
     return flags
 
 
-def _levels(data: Data, name: str) -> np.ndarray:
-    """Values of an input that differ by more than a tenth; subsets of one fraction differ a little in size."""
-    ordered = np.sort(np.unique(data.log_x[name]))
-    return ordered[np.concatenate([[True], np.diff(ordered) > np.log(1.1)])]
+def levels(data: Data, name: str) -> np.ndarray:
+    """(row,) level of an input; draws of one fraction differ in size and yet are one level of D."""
+    by_fraction = name == "D" and "fraction" in data.frame and data.frame["fraction"].notna().all()
+    return data.frame["fraction"].to_numpy(float) if by_fraction else data.log_x[name]
+
+
+def cells_of(frame: pd.DataFrame, inputs: tuple[str, ...] = ("N", "D")) -> np.ndarray:
+    """(row,) number of the configuration: all that the spec says but seed, draw and where the data lies.
+
+    Tables without specs fall back on kind, width, depth, context and fraction, as far as they exist, else on the
+    inputs.
+    """
+    if "spec" in frame and frame["spec"].notna().all():
+        settled = _settings(frame).drop(columns=["seed", "data.draw"]).map(str)
+        return settled.groupby(list(settled.columns), sort=False).ngroup().to_numpy()
+    keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or list(inputs)
+    return frame.groupby(keys, sort=False, dropna=False).ngroup().to_numpy()
+
+
+def _settings(frame: pd.DataFrame) -> pd.DataFrame:
+    """A column per field of the spec that can move a loss, with the dataset's digest."""
+    settings = pd.json_normalize([json.loads(spec) for spec in frame["spec"]])
+    unrelated = [name for name in settings if str(name).startswith("evaluate.")] + ["data.path", "data.kind"]
+    return settings.drop(columns=unrelated).assign(dataset=frame["dataset"].to_numpy())
+
+
+def _pooled(frame: pd.DataFrame) -> list[str]:
+    """Fields that vary over the table beside those that make up N, D and repetition."""
+    if "spec" not in frame or not frame["spec"].notna().all():
+        return []
+    expected = {"model.width", "model.depth", "data.fraction", "data.draw", "seed"}
+    varying = _settings(frame).map(str).nunique()
+    return [str(name) for name, count in varying.items() if count > 1 and name not in expected]
 
 
 def _of_parameters(law: PowerSum, problem: newton.Problem, theta: np.ndarray) -> list[str]:

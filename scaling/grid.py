@@ -14,6 +14,7 @@ A field takes its value from the axes, else from ``base``, else from the default
 
 import dataclasses
 import itertools
+import math
 import re
 import types
 import typing
@@ -61,8 +62,12 @@ def read(path: Path) -> Sweep:
     kept = [cell for cell in cells if not any(_matches({**base, **cell}, skip) for skip in skips)]
     if not kept:
         raise UserError(f"{path.name}: skip leaves no run of {len(cells)}")
-    question = " ".join(str(top["question"].plain()).split()) if "question" in top else ""
-    return Sweep(name, question, path.resolve().parent, tuple(_run({**base, **cell}, path) for cell in kept))
+    question = top["question"].plain() if "question" in top else ""
+    if not isinstance(question, str):
+        raise UserError(f"{top['question'].where}: question must be a sentence: {question!r}")
+    return Sweep(
+        name, " ".join(question.split()), path.resolve().parent, tuple(_run({**base, **cell}, path) for cell in kept)
+    )
 
 
 Values = dict[str, Any]
@@ -177,12 +182,14 @@ def _typed(name: str, located: Located) -> Any:
     options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     if float in options and type(value) is int:
         return float(value)
+    if type(value) is float and not math.isfinite(value):
+        raise UserError(f"{located.where}: {name} must be a finite number: {value}")
     if type(value) not in options:
-        hint = " (write 1.0e-4: without the dot YAML reads text)" if _is_number_without_dot(value) else ""
+        hint = " (YAML reads this as text; write it as 1.0e-4 or 1.0e+4)" if _is_number_in_text(value) else ""
         kinds = " or ".join("nothing" if option is type(None) else option.__name__ for option in options)
         raise UserError(f"{located.where}: {name} must be {kinds}, not {type(value).__name__}: {value!r}{hint}")
     return value
 
 
-def _is_number_without_dot(value: Any) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+[eE][+-]?\d+", value) is not None
+def _is_number_in_text(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+\.?\d*[eE][+-]?\d+", value) is not None

@@ -6,7 +6,7 @@ import numpy as np
 
 from scaling import newton
 from scaling.errors import UserError
-from scaling.fit import Data, Fit, fit, problem_of, subset
+from scaling.fit import Data, Fit, fit, levels, problem_of, subset
 
 DRAWS = 1000
 LEVEL = 0.95
@@ -38,7 +38,7 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     Each refit starts from the fitted parameters.
 
     Raises:
-        UserError: fewer than two cells.
+        UserError: fewer than two cells, or fewer than two refits that converge.
 
     """
     data, law = fitted.data, fitted.law
@@ -50,6 +50,8 @@ def bootstrap(fitted: Fit, draws: int = DRAWS, seed: int = 0) -> Bootstrap:
     weight = times[:, data.cell].astype(float)
     found = newton.solve(problem_of(law, data, fitted.delta), np.repeat(fitted.theta[None], draws, axis=0), weight)
     kept = found.converged
+    if kept.sum() < 2:
+        raise UserError(f"{kept.sum()} of {draws} bootstrap refits converged; this law has no interval on this table")
     return Bootstrap(fitted, found.theta[kept], failures=int((~kept).sum()))
 
 
@@ -88,5 +90,5 @@ def extrapolate(fitted: Fit, axis: str) -> Extrapolation | None:
 
 
 def _top_level(data: Data, axis: str) -> np.ndarray:
-    """Rows within a quarter of the largest value, so that unequal draws of one fraction count as one level."""
-    return data.log_x[axis] > data.log_x[axis].max() - np.log(1.25)
+    level = levels(data, axis)
+    return level == level.max()

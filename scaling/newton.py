@@ -36,8 +36,6 @@ class Solutions:
     """(problem,): largest component of the projected gradient of F per unit of weight."""
     eigenvalues: np.ndarray
     """(problem, 2): smallest and largest of the Hessian of F, in the directions that no bound blocks."""
-    at_bound: np.ndarray
-    """(problem, parameter), bool."""
 
     @property
     def converged(self) -> np.ndarray:
@@ -99,7 +97,6 @@ def solve(problem: Problem, theta: np.ndarray, weight: np.ndarray) -> Solutions:
         objective=problem.objective(theta, weight, problem.delta) * problem.delta,
         gradient_norm=_norm(gradient, blocked, weight),
         eigenvalues=values[:, [0, -1]],
-        at_bound=blocked,
     )
 
 

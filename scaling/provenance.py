@@ -49,7 +49,7 @@ def processor() -> str:
 
 
 def reset_peak_memory() -> None:
-    """Start the process's peak anew, where Linux allows it; a process serves many runs."""
+    """Start the process's peak anew, where Linux allows it; a process serves many runs. GPUs keep their own."""
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
 

@@ -50,12 +50,11 @@ def pictures(study: Study) -> dict[str, bytes]:
         "Runs and fitted law along data": lambda: figures.loss_against(fit, "D", loss),
         "Runs and fitted law along model size": lambda: figures.loss_against(fit, "N", loss),
     }
-    if len(draws.theta):
-        drawn |= {
-            "What one doubling is expected to give": lambda: figures.gain_of_doubling(draws, given.N, given.D),
-            "The law along data, with its band, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
-            "The law along model size, with its band, on all data": lambda: figures.law_with_band(draws, "N", loss),
-        }
+    drawn |= {
+        "What one doubling is expected to give": lambda: figures.gain_of_doubling(draws, given.N, given.D),
+        "The law along data, with its band, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
+        "The law along model size, with its band, on all data": lambda: figures.law_with_band(draws, "N", loss),
+    }
     drawn["What the fit leaves unexplained"] = lambda: figures.residuals(fit)
     done = fit.data.frame
     if "curve" in done:
@@ -69,9 +68,11 @@ def pictures(study: Study) -> dict[str, bytes]:
 def cells(study: Study) -> pd.DataFrame:
     """Mean and spread of loss and score over the runs of each configuration."""
     frame = study.fit.data.frame
-    keys = [name for name in ("kind", "width", "depth", "fraction") if name in frame] or ["N", "D"]
+    keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or ["N", "D"]
     wanted = {"N": "mean", "D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
-    grouped = frame.groupby(keys).agg({name: how for name, how in wanted.items() if name in frame and name not in keys})
+    grouped = frame.groupby(keys, dropna=False).agg(
+        {name: how for name, how in wanted.items() if name in frame and name not in keys}
+    )
     grouped.columns = [
         " ".join(part for part in names if part != "mean" or names[0] == study.loss) for names in grouped.columns
     ]

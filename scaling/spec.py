@@ -100,8 +100,8 @@ class TrainSpec:
     """Decoupled decay; never applied to A_log, D, norms, biases and embeddings."""
     clip: float = 0.25
     """Largest gradient norm."""
-    precision: Literal["no", "bf16"] = "no"
-    """Mixed precision as Accelerate names it; the scan stays in single precision."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of matrix products; convolution and scan stay in single precision."""
     evaluations: int = 10
     """Points on the run's curve of held-out loss, evenly spaced; the last one is the end of training."""
 
@@ -132,6 +132,7 @@ class EvaluateSpec:
     """First of the episodes' reset seeds, the same for every run so that runs meet the same starts."""
 
     def __post_init__(self) -> None:
+        _refuse(self.seed < 0, f"evaluate.seed must not be negative: {self.seed}")
         _refuse(self.episodes < 1, f"evaluate.episodes must be at least 1: {self.episodes}")
         _refuse(
             self.env is not None and self.target_return is None,

@@ -117,6 +117,7 @@ def _build(folder: Path, episodes: Episodes) -> None:
         ) from error
     try:
         _write(temporary, episodes)
+        temporary.chmod(0o755)  # other users of a shared cache may read it
         temporary.rename(folder)
     except OSError:
         if not folder.is_dir():  # another process built it first in the other case

@@ -44,11 +44,9 @@ class Study:
         rows = []
         for fitted in self.others:
             row = {"law": fitted.law.name, "equation": fitted.law.equation, "objective": fitted.objective}
-            row |= {
-                f"log RMSE, largest {e.axis} held out": e.log_rmse
-                for e in self.extrapolations
-                if e.law == fitted.law.name
-            }
+            for e in self.extrapolations:
+                if e.law == fitted.law.name:
+                    row |= {f"log RMSE, largest {e.axis} held out": e.log_rmse, f"bias, {e.axis}": e.bias}
             rows.append(row)
         return pd.DataFrame(rows)
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 # Tune reads these when it is imported: no result folders in the home directory, no tables on the terminal.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs of its own a run sees none
 
 import ray
 import torch
@@ -27,7 +27,8 @@ from scaling import results
 from scaling.errors import Diverged, UserError
 from scaling.plan import Costs
 from scaling.runs import Runs, open_store, sign_path
-from scaling.spec import from_dict, to_dict
+from scaling.spec import RunSpec, from_dict, to_dict
+from scaling.store import cache_folder
 from scaling.train import identity, train
 
 ATTEMPTS = 2
@@ -62,12 +63,21 @@ class Watcher(Protocol):
 def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resources, watcher: Watcher) -> None:
     """Run those named in ``todo``, longest first; returns when all have ended or the user interrupts."""
     ordered = sorted(todo, key=lambda name: costs[name].C, reverse=True)
-    tune_folder = root.resolve() / ".tune"
-    config = {"threads": resources.threads, "folder": str(runs.sweep.folder), "root": str(root.resolve())}
+    tune_folder = root.resolve() / f".tune-{os.getpid()}"
+    config = {
+        "threads": resources.threads,
+        "folder": str(runs.sweep.folder),
+        "root": str(root.resolve()),
+        "cache": str(cache_folder().resolve()),
+    }
+    trials = [
+        {"run_id": name, "digest": runs.store(runs.specs[name]).digest, "spec": to_dict(runs.specs[name])}
+        for name in ordered
+    ]
     with _local_ray(resources):
         tuner = tune.Tuner(
             tune.with_resources(_trial, {"cpu": resources.threads, "gpu": resources.gpus}),
-            param_space={**config, "spec": tune.grid_search([to_dict(runs.specs[name]) for name in ordered])},
+            param_space={**config, "run": tune.grid_search(trials)},
             tune_config=tune.TuneConfig(
                 reuse_actors=True,
                 max_concurrent_trials=max(1, resources.cpus // resources.threads),
@@ -81,8 +91,10 @@ def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resour
                 callbacks=[_Callback(runs, root, watcher)],
             ),
         )
-        tuner.fit()
-    shutil.rmtree(tune_folder, ignore_errors=True)
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(tune_folder, ignore_errors=True)
 
 
 def check_writable(root: Path) -> None:
@@ -112,25 +124,32 @@ def _local_ray(resources: Resources) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own deprecations on import of its dashboard and state modules
         ray.init(
+            address="local",
             num_cpus=max(resources.cpus, resources.threads),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
         try:
+            at_hand = ray.cluster_resources().get("GPU", 0.0)
+            if resources.gpus > at_hand:
+                raise UserError(f"--gpus-per-run {resources.gpus:g} exceeds the {at_hand:g} GPU(s) of this machine")
             yield
         finally:
             ray.shutdown()
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """One run in a worker process that serves many; ends with a row, whatever happens inside the run."""
-    spec, root = from_dict(config["spec"]), Path(config["root"])
-    torch.set_num_threads(config["threads"])
-    store = open_store(spec, Path(config["folder"]))
-    named = identity(spec, store.digest)
-    run_id = named["run_id"]
+    """One run in a worker process that serves many; ends with a row, whatever happens inside the run.
 
+    A row that another driver wrote in the meantime stands.
+    """
+    spec, root, run_id = from_dict(config["run"]["spec"]), Path(config["root"]), config["run"]["run_id"]
+    before = results.read_row(root, run_id)
+    if before is not None and before["status"] == results.DONE:
+        return
+    torch.set_num_threads(config["threads"])
+    os.environ["SCALING_CACHE"] = config["cache"]
     said = time.monotonic()
 
     def report(update: int, loss: float) -> None:
@@ -142,15 +161,23 @@ def _trial(config: dict[str, Any]) -> None:
 
     _sign(root, run_id, {"update": 0})
     try:
+        store = open_store(spec, Path(config["folder"]))
+        if store.digest != config["run"]["digest"]:
+            raise UserError(f"{spec.data.path} has changed since the sweep began; start the sweep again")
         row = train(spec, store, report)
-    except Diverged as error:
-        row = {**named, "status": results.FAILED, "error": str(error)}
+    except (Diverged, UserError) as error:
+        row = failed_row(spec, config["run"]["digest"], str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the row says it and the sweep goes on
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        row = {**named, "status": results.FAILED, "error": reason}
+        row = failed_row(spec, config["run"]["digest"], reason)
     results.write_row(root, row)
     sign_path(root, run_id).unlink(missing_ok=True)
+
+
+def failed_row(spec: RunSpec, digest: str, reason: str) -> dict[str, Any]:
+    """The row of a run that ended without numbers."""
+    return {**identity(spec, digest), "status": results.FAILED, "error": reason}
 
 
 def _sign(root: Path, run_id: str, said: dict[str, Any]) -> None:
@@ -167,14 +194,10 @@ class _Callback(tune.Callback):
 
     def __init__(self, runs: Runs, root: Path, watcher: Watcher) -> None:
         self._runs, self._root, self._watcher = runs, root, watcher
-        self._names = {json.dumps(to_dict(spec), sort_keys=True): name for name, spec in runs.specs.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
         return {}
-
-    def _name(self, trial: Any) -> str:
-        return self._names[json.dumps(trial.config["spec"], sort_keys=True)]
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -185,14 +208,13 @@ class _Callback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run has ended."""
-        self._watcher.ended(self._name(trial))
+        self._watcher.ended(trial.config["run"]["run_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker died on every attempt."""
-        name = self._name(trial)
-        if results.read_row(self._root, name) is None:
-            spec = self._runs.specs[name]
+        run = trial.config["run"]
+        if results.read_row(self._root, run["run_id"]) is None:
             said = f"the worker process died {ATTEMPTS + 1} times; out of memory or killed"
-            row = {**identity(spec, self._runs.store(spec).digest), "status": results.FAILED, "error": said}
-            results.write_row(self._root, row)
-        self._watcher.ended(name)
+            results.write_row(self._root, failed_row(from_dict(run["spec"]), run["digest"], said))
+        sign_path(self._root, run["run_id"]).unlink(missing_ok=True)
+        self._watcher.ended(run["run_id"])

@@ -23,6 +23,9 @@ from scaling.spec import RunSpec, Space, TrainSpec
 from scaling.store import Store
 from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16"}
+"""Our words for precision, and Accelerate's."""
+
 Report = Callable[[int, float], None]
 """Called with the number of updates done and the held-out loss, at every point of the curve."""
 
@@ -118,6 +121,8 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
     check_env(spec.evaluate, space)
     cost = cost_of(spec, store)
     provenance.reset_peak_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with _accelerator(spec) as accelerator:
         with _seeded(spec.seed, accelerator.process_index):
             measured = _Training(spec, space, subset, accelerator).run(cost.updates, report)
@@ -154,7 +159,7 @@ def _planned(cost: Cost) -> dict[str, Any]:
 def _accelerator(spec: RunSpec) -> Iterator[Accelerator]:
     """An Accelerator that leaves no state behind in a process that serves many runs."""
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(mixed_precision=spec.train.precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(mixed_precision=PRECISIONS[spec.train.precision], cpu=not torch.cuda.is_available())
     try:
         yield accelerator
     finally:

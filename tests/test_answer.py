@@ -106,7 +106,7 @@ def test_a_refused_fit_gives_no_probability():
     assert given.verdict == "cannot tell"
     assert given.probability is None
     assert "fewer than 3 levels of an input (N)" in given.reasons
-    assert given.next_cells
+    assert given.next_cells == ()
 
 
 def test_a_law_without_data_cannot_answer():

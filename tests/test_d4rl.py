@@ -120,6 +120,15 @@ def test_a_truncated_file_is_refused(tmp_path, hdf5):
         d4rl.read(hdf5)
 
 
+def test_a_group_where_an_array_belongs_is_refused(tmp_path, columns):
+    del columns["rewards"]
+    path = write_hdf5(tmp_path / "group.hdf5", columns)
+    with h5py.File(path, "a") as file:
+        file.create_group("rewards")
+    with pytest.raises(UserError, match="rewards is not an array of numbers"):
+        d4rl.read(path)
+
+
 def test_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "empty.hdf5"
     h5py.File(path, "w").close()

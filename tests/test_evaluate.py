@@ -102,6 +102,8 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
     ("env", "space", "said"),
     [
         ("Hoper-v5", HOPPER, "evaluate.env 'Hoper-v5'"),
+        ("Hopper-v2", HOPPER, "evaluate.env 'Hopper-v2'"),
+        ("nomodule:Foo-v0", HOPPER, "nomodule"),
         ("Hopper-v5", Space(state=11, action=2), r"actions \(3,\); the dataset has \(11,\) and \(2,\)"),
         ("Pendulum-v1", Space(state=3, action=1), r"between \[-2.\] and \[2.\]; only \[-1, 1\] is supported"),
     ],

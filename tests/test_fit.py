@@ -1,5 +1,7 @@
 """Laws, solver and certificate: derivatives, planted truth, relations, degenerate tables."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from scaling import fit as fits
 from scaling import law as laws
 from scaling import newton, plug
 from scaling.errors import UserError
+from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 
 from conftest import loss_world
 
@@ -151,9 +154,37 @@ def test_a_flat_stretch_of_minima_is_no_certificate():
 
 def test_unequal_draws_of_one_fraction_are_one_level():
     frame = loss_world(0.01)
-    jitter = np.random.default_rng(0).uniform(0.98, 1.02, len(frame))
+    jitter = np.random.default_rng(0).uniform(0.7, 1.3, len(frame))
     two = frame.assign(D=frame["D"] * jitter)[frame["fraction"].isin([0.0625, 1.0])]
     assert "few_levels:D" in flags_of(two)
+
+
+def with_specs(frame: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
+    """The frame with the specs that could have made it, the learning rates in turn."""
+    specs = [
+        RunSpec(
+            model=ModelSpec(width=int(row.width), depth=1),
+            data=DataSpec(fraction=row.fraction, draw=int(row.seed), path=f"copy{row.seed}.hdf5"),
+            train=TrainSpec(learning_rate=rates[index % len(rates)]),
+            seed=int(row.seed),
+        )
+        for index, row in enumerate(frame.itertuples())
+    ]
+    return frame.assign(spec=[json.dumps(to_dict(spec)) for spec in specs], dataset="digest")
+
+
+def test_a_cell_is_all_that_the_spec_says_but_seed_draw_and_path():
+    frame = with_specs(loss_world(0.01, seeds=4), [1e-3])
+    data = fits.prepare(frame, "loss_best")
+    assert np.bincount(data.cell).tolist() == [4] * 25
+    assert not [flag for flag in flags_of(frame) if flag.startswith("pooled")]
+
+
+def test_runs_of_different_learning_rates_are_not_taken_for_repetitions():
+    frame = with_specs(loss_world(0.01, seeds=4), [1e-3, 2e-3])
+    data = fits.prepare(frame, "loss_best")
+    assert np.bincount(data.cell).tolist() == [2] * 50
+    assert "pooled:train.learning_rate" in flags_of(frame)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,10 @@ skip:
             r"sweep.yaml:3: unknown key in base.model: 'widht' \(did you mean 'width'\?\); valid: kind, width",
         ),
         ("axis: {}", r"sweep.yaml:1: unknown key in a sweep: 'axis'"),
-        ("base: {train: {learning_rate: 1e-4}}", r"learning_rate must be float, not str: '1e-4' \(write 1.0e-4"),
+        (
+            "base: {train: {learning_rate: 1e-4}}",
+            r"learning_rate must be float, not str: '1e-4' \(YAML reads this as text; write it as 1.0e-4",
+        ),
         ("base: {model: {width: 3.5}}", "model.width must be int, not float: 3.5"),
         ("base: {model: {width: true}}", "model.width must be int, not bool: True"),
         ("base: {model: {width: 0}}", "model.width must be at least 1: 0"),
@@ -85,6 +88,10 @@ skip:
         ("axes: {'data.draw, seed': [[0]]}", r"expected one value for each of data.draw, seed: \[0\]"),
         ("axes: {seed: [0]}\nskip: [{seed: 0}]", "skip leaves no run of 1"),
         ("skip: 3", "skip must be a list"),
+        ("base: {train: {amount: 1.0e4}}", "must be float, not str: '1.0e4' .* or 1.0e"),
+        ("base: {train: {clip: .nan}}", "train.clip must be a finite number: nan"),
+        ("base: {evaluate: {seed: -1}}", "evaluate.seed must not be negative: -1"),
+        ("question: {a: b}", "question must be a sentence"),
         ("name: a b", "name must be made of letters"),
         ("name: a\nname: b", "sweep.yaml:2: 'name' is written twice"),
         ("a: [", "is not YAML"),
@@ -105,7 +112,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_default_run_id_is_pinned():
     """Changes with any default and any new field, on purpose: old rows then belong to other runs."""
-    assert run_id(RunSpec(), "digest") == "eed12307b6a1c284"
+    assert run_id(RunSpec(), "digest") == "000d7204b17ab54d"
 
 
 def test_run_id_holds_all_that_changes_a_result_and_not_where_the_data_lies():

@@ -197,6 +197,32 @@ def test_nothing_to_collect_says_how_to_start(own_data):
     assert not (own_data / "results").exists()
 
 
+def test_more_gpus_than_there_are_is_refused(own_data):
+    sweep = sweep_file(own_data, "{seed: [0]}")
+    done = scaling("run", sweep, "--gpus-per-run", 99, cwd=own_data, code=2)
+    assert "--gpus-per-run 99 exceeds the 0 GPU(s) of this machine" in done.stderr
+
+
+def test_a_dataset_that_changes_under_a_sweep_fails_its_runs_with_the_reason(own_data):
+    sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3]}", amount=400)
+    driver = subprocess.Popen(
+        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(own_data.glob("runs/*/running.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    write_hdf5(own_data / "mine.hdf5", make_columns([20] * 30, seed=9))
+    said, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 1, said
+    assert "mine.hdf5 has changed since the sweep began" in said
+
+
+def test_a_place_that_cannot_be_written_is_named(smoke):
+    (smoke / "file").write_text("")
+    done = scaling("collect", SMOKE, "--out", "file/table.parquet", cwd=smoke, code=2)
+    assert done.stderr.startswith("error: cannot read or write")
+
+
 def test_a_root_that_is_a_file_is_refused(own_data):
     (own_data / "root").write_text("")
     done = scaling("run", sweep_file(own_data, "{seed: [0]}"), "--root", "root/runs", cwd=own_data, code=2)

@@ -56,6 +56,9 @@ def read(path: Path) -> Episodes:
             missing = [key for key in REQUIRED if key not in file]
             if missing:
                 raise UserError(f"{path}: missing {', '.join(missing)}; a D4RL file needs {', '.join(REQUIRED)}")
+            odd = [key for key in (*REQUIRED, "timeouts") if key in file and not _is_numbers(file[key])]
+            if odd:
+                raise UserError(f"{path}: {odd[0]} is not an array of numbers")
             columns = {key: file[key][()] for key in (*REQUIRED, "timeouts") if key in file}
             env_id = file.attrs.get("env_id")
     except OSError as error:
@@ -67,6 +70,10 @@ def read(path: Path) -> Episodes:
         )
     _check(path, columns)
     return _cut(path, columns, str(env_id) if env_id is not None else None)
+
+
+def _is_numbers(item: h5py.Dataset | h5py.Group) -> bool:
+    return isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"
 
 
 def _check(path: Path, columns: dict[str, np.ndarray]) -> None:

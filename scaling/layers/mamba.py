@@ -49,12 +49,15 @@ class Mamba(nn.Module):
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
         assert self.conv1d.bias is not None
+        full_precision = torch.autocast(u.device.type, enabled=False)
         x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
-        x = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
+        with full_precision:
+            x = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
         low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
         delta = _at_least_single(functional.linear(low_rank, self.dt_proj.weight))
         B, C = _at_least_single(B), _at_least_single(C)
-        y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias)
+        with full_precision:
+            y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias)
         return self.out_proj(y)
 
 
