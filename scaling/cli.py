@@ -14,17 +14,13 @@ from rich.table import Table
 
 from scaling import (
     __version__,
+    answer as answers,
+    fit as fits,
     grid,
     intervals,
     plug,
     results,
     study,
-)
-from scaling import (
-    answer as answers,
-)
-from scaling import (
-    fit as fits,
 )
 from scaling.errors import UserError
 from scaling.progress import SweepProgress, duration

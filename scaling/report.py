@@ -11,8 +11,7 @@ import jinja2
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scaling import answer as answers
-from scaling import figures
+from scaling import answer as answers, figures
 from scaling.fit import explain
 from scaling.study import Study
 

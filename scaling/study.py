@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from scaling import answer as answers
-from scaling import plug
+from scaling import answer as answers, plug
 from scaling.answer import Answer
 from scaling.errors import UserError
 from scaling.fit import DELTA, Fit, fit, load_law, prepare

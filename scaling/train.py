@@ -14,8 +14,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from scaling import plug, provenance, results, scores
-from scaling import spec as specs
+from scaling import plug, provenance, results, scores, spec as specs
 from scaling.errors import Diverged
 from scaling.evaluate import HeldOut, Rollouts, check_env, rollout, summed_loss, tensors
 from scaling.ops.selective_scan import kernel_name

@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import answer as answers
-from scaling import fit as fits
+from scaling import answer as answers, fit as fits
 from scaling.intervals import Bootstrap, bootstrap, extrapolate, percentile
 from scaling.study import study
 

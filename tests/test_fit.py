@@ -7,9 +7,7 @@ import pandas as pd
 import pytest
 from scipy.optimize import minimize
 
-from scaling import fit as fits
-from scaling import law as laws
-from scaling import newton, plug
+from scaling import fit as fits, law as laws, newton, plug
 from scaling.errors import UserError
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import plug, results
-from scaling import train as training
+from scaling import plug, results, train as training
 from scaling.errors import Diverged
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
