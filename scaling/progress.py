@@ -49,8 +49,9 @@ class SweepProgress:
         self._share[run_id] = update / self._updates[run_id]
         self._show()
 
-    def ended(self, run_id: str) -> None:
-        """A run has its row."""
+    def ended(self, run_id: str, loss: float | None) -> None:
+        """A run has its row; the loss is missing where it failed."""
+        self._best = min(self._best, float("inf") if loss is None else loss)
         self._share[run_id] = 1.0
         self._progress.advance(self._task)
         self._show()

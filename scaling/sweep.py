@@ -22,6 +22,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs
 import ray
 import torch
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from scaling import results
 from scaling.errors import Diverged, UserError
@@ -56,8 +57,8 @@ class Watcher(Protocol):
     def progress(self, run_id: str, update: int, loss: float) -> None:
         """A run has reached a point of its curve."""
 
-    def ended(self, run_id: str) -> None:
-        """A run has its row."""
+    def ended(self, run_id: str, loss: float | None) -> None:
+        """A run has its row; the loss is missing where it failed."""
 
 
 def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resources, watcher: Watcher) -> None:
@@ -88,7 +89,7 @@ def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resour
                 storage_path=str(tune_folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
-                callbacks=[_Callback(runs, root, watcher)],
+                callbacks=[_Callback(root, watcher)],
             ),
         )
         try:
@@ -189,11 +190,15 @@ def _sign(root: Path, run_id: str, said: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-class _Callback(tune.Callback):
-    """Passes Tune's events on, and turns a worker's death into a failed row."""
+class _Callback(TrialProgressCallback):
+    """Passes Tune's events on, and turns a worker's death into a failed row.
 
-    def __init__(self, runs: Runs, root: Path, watcher: Watcher) -> None:
-        self._runs, self._root, self._watcher = runs, root, watcher
+    Derived from Tune's own printer because Tune adds that one unless it finds one among the callbacks.
+    """
+
+    def __init__(self, root: Path, watcher: Watcher) -> None:
+        super().__init__()
+        self._root, self._watcher = root, watcher
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
@@ -208,7 +213,7 @@ class _Callback(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A run has ended."""
-        self._watcher.ended(trial.config["run"]["run_id"])
+        self._ended(trial.config["run"]["run_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker died on every attempt."""
@@ -217,4 +222,8 @@ class _Callback(tune.Callback):
             said = f"the worker process died {ATTEMPTS + 1} times; out of memory or killed"
             results.write_row(self._root, failed_row(from_dict(run["spec"]), run["digest"], said))
         sign_path(self._root, run["run_id"]).unlink(missing_ok=True)
-        self._watcher.ended(run["run_id"])
+        self._ended(run["run_id"])
+
+    def _ended(self, run_id: str) -> None:
+        row = results.read_row(self._root, run_id)
+        self._watcher.ended(run_id, row["loss_best"] if row else None)

@@ -34,7 +34,8 @@ def smoke(tmp_path_factory) -> Path:
     """A folder in which the smoke sweep has been run."""
     folder = tmp_path_factory.mktemp("smoke")
     done = scaling("run", SMOKE, "--cpus", 2, cwd=folder)
-    assert "smoke: 4 of 4 runs done, best loss" in done.stdout
+    assert done.stdout.startswith("smoke: 4 of 4 runs done, best loss")
+    assert done.stdout.count("\n") == 1
     return folder
 
 
