@@ -70,7 +70,9 @@ class Verbs(click.Group):
         except OSError as error:
             click.echo(f"error: cannot read or write {error.filename or 'a file'}: {error.strerror or error}", err=True)
         except ModuleNotFoundError as error:
-            click.echo(f"error: {error.name} is not installed; this verb needs: pip install 'scaling[train]'", err=True)
+            click.echo(
+                f"error: {error.name} is not installed; this verb needs the extra: pip install '.[train]'", err=True
+            )
         except KeyboardInterrupt:
             click.echo("interrupted; the same command goes on", err=True)
             ctx.exit(INTERRUPTED)

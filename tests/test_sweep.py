@@ -115,11 +115,11 @@ def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(own_data):
     failed = frame[frame["status"] == "failed"].iloc[0]
     assert failed["error"].startswith("diverged")
     assert pd.isna(failed["loss"])
-    told = json.loads(
-        scaling("fit", "own.parquet", "--law", "constant", "--draws", 10, "--json", "-", cwd=own_data, code=2).stdout
-        or "{}"
-    )
-    assert told == {}
+    fitted = scaling("fit", "own.parquet", "--law", "constant", "--draws", 10, "--json", "-", cwd=own_data)
+    told = json.loads(fitted.stdout)
+    assert told["rows_used"] == 2
+    assert told["rows_refused"] == {"failed run": 1}
+    assert "pooled:train.learning_rate" in told["flags"]
 
 
 def test_interrupted_work_goes_on_where_it_stopped(own_data):
