@@ -1,6 +1,5 @@
 """The command line: one verb per step, each reading what the verb before it left on disk."""
 
-import json
 import os
 import sys
 from collections import Counter
@@ -12,24 +11,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scaling import (
-    __version__,
-    answer as answers,
-    fit as fits,
-    grid,
-    intervals,
-    plug,
-    results,
-    study,
-)
+from scaling import __version__, grid, results
+from scaling.decision_verbs import DECISION_VERBS
 from scaling.errors import UserError
+from scaling.fit_verbs import FIT_VERBS
 from scaling.progress import SweepProgress, duration
 from scaling.runs import Runs, identify
+from scaling.verb_options import PATH
 
 INTERRUPTED, FAILED_RUNS, USER_ERROR = 75, 1, 2
 """Exit codes beside 0, all done: work is left (EX_TEMPFAIL), some runs failed, the input cannot be used."""
 
-PATH = click.Path(path_type=Path, dir_okay=False)
 ROOT = click.option(
     "--root",
     type=click.Path(path_type=Path, file_okay=False),
@@ -39,23 +31,6 @@ ROOT = click.option(
 )
 CPUS = click.option("--cpus", type=click.IntRange(1), help="CPU cores to use.  [default: all that are available]")
 THREADS = click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per run.")
-LOSS = click.option("--loss", default=study.LOSS, show_default=True, help="Column to fit.")
-DELTA = click.option(
-    "--delta",
-    type=click.FloatRange(0, min_open=True),
-    default=fits.DELTA,
-    show_default=True,
-    help="Residual of log loss beyond which the fit is robust.",
-)
-DRAWS = click.option(
-    "--draws", type=click.IntRange(10), default=intervals.DRAWS, show_default=True, help="Bootstrap refits."
-)
-JSON = click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="Also write JSON; - for stdout.",
-)
 
 
 class Verbs(click.Group):
@@ -87,7 +62,8 @@ def main() -> None:
     \b
     A sweep is a YAML file that says which runs answer a question. The way of the data:
       sweep --plan--> runs and their cost --run--> a row per run --collect--> one table
-      table --fit--> a law with numbers --answer--> a verdict --report--> one HTML page
+      table --select--> laws that survive --answer--> a verdict --report--> one HTML page
+    A table may also be any CSV or Parquet file of your own: --column N=params --column D=tokens.
     """
 
 
@@ -268,87 +244,13 @@ def collect_verb(sweep: Path, root: Path, out: Path | None, mixed_code: bool) ->
     click.echo(f"{table.num_rows} of {len(runs.specs)} runs -> {out}")
 
 
-@main.command("fit")
-@click.argument("table", type=PATH)
-@click.option("--law", default=study.LAW, show_default=True, help=f"One of {', '.join(plug.names('laws'))}.")
-@LOSS
-@DELTA
-@DRAWS
-@JSON
-def fit_verb(table: Path, law: str, loss: str, delta: float, draws: int, json_path: Path | None) -> None:
-    """Fit one law to TABLE and say how far its numbers can be trusted."""
-    data = fits.prepare(results.read_frame(table), loss)
-    fitted = fits.fit(fits.load_law(law), data, delta)
-    resampled = intervals.bootstrap(fitted, draws)
-    ends = {name: intervals.percentile(values) for name, values in resampled.parameters.items()}
-    shown = Console(stderr=json_path == Path("-"))
-    shown.print(f"{fitted.law.equation}, fitted to {loss} of {data.rows} runs", highlight=False)
-    listing = Table("parameter", "estimate", f"{intervals.LEVEL:.0%} interval")
-    for name, value in fitted.parameters.items():
-        listing.add_row(name, f"{value:.4g}", f"[{ends[name][0]:.4g}, {ends[name][1]:.4g}]".replace("[", r"\["))
-    shown.print(listing)
-    state = "certified" if fitted.certified else "NOT certified"
-    shown.print(
-        f"{state}: {fitted.agree} of {fitted.starts} starts agree; objective {fitted.objective:.6g}", highlight=False
-    )
-    for flag in fitted.flags:
-        shown.print(f"flag {flag}: {fits.explain(flag)}", highlight=False)
-    percentiles = {name: [float(low), float(high)] for name, (low, high) in ends.items()}
-    bootstrap = {"draws": draws, "failures": resampled.failures}
-    _write_json(json_path, {**fits.to_json(fitted), "intervals": {"percentile": percentiles}, "bootstrap": bootstrap})
-
-
-@main.command("answer")
-@click.argument("table", type=PATH)
-@click.option("--law", default=study.LAW, show_default=True, help="A law in both N and D.")
-@LOSS
-@DELTA
-@DRAWS
-@JSON
-def answer_verb(table: Path, law: str, loss: str, delta: float, draws: int, json_path: Path | None) -> None:
-    """More data or a bigger model? Answer from TABLE, with a probability, or say that it cannot be told."""
-    looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
-    click.echo(answers.in_words(looked_at.answer), err=json_path == Path("-"))
-    _write_json(json_path, answers.to_json(looked_at.answer))
-
-
-@main.command("report")
-@click.argument("table", type=PATH)
-@click.option("--law", default=study.LAW, show_default=True, help="A law in both N and D.")
-@LOSS
-@DELTA
-@DRAWS
-@click.option("--out", type=PATH, help="Where the page goes.  [default: beside the table, .html]")
-@click.option(
-    "--figures", type=click.Path(path_type=Path, file_okay=False), help="Folder for the figures as PNG files too."
-)
-def report_verb(
-    table: Path, law: str, loss: str, delta: float, draws: int, out: Path | None, figures: Path | None
-) -> None:
-    """Write one HTML page about TABLE, figures inside, and print the verdict."""
-    from scaling import report as reports  # drawing takes seconds to import, which no other verb needs
-
-    looked_at = study.study(results.read_frame(table), law, loss, delta, draws)
-    out = out or table.with_suffix(".html")
-    reports.write(looked_at, out, title=table.stem, figures_folder=figures)
-    click.echo(answers.in_words(looked_at.answer))
-    click.echo(f"report -> {out}")
-
-
 def available_cpus() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _write_json(path: Path | None, values: dict[str, Any]) -> None:
-    if path is None:
-        return
-    text = json.dumps(values, indent=2, allow_nan=False, default=str)
-    if path == Path("-"):
-        click.echo(text)
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n")
+for verb in (*FIT_VERBS, *DECISION_VERBS):
+    main.add_command(verb)
 
 
 if __name__ == "__main__":

@@ -1,101 +1,105 @@
-"""Sums of power laws, the form that most scaling laws have, with exact derivatives.
+"""What a law is: a prediction of log loss from the logarithms of its inputs, with exact first and second derivatives.
 
-    log L = LSE_k T_k,   T_k = c_k - sum_j p_kj log x_j
-
-Every T_k is linear in the parameters, T = M theta with a design M that depends on the inputs alone. With
-w = softmax(T):  grad log L = g = sum_k w_k M_k  and  Hessian of log L = sum_k w_k M_k M_k^T - g g^T.
-Coefficients are positive by construction.
+A :class:`Law` knows its parameters; bound to the inputs of a table it becomes a :class:`Surface`, which is all that
+the solver sees. Coefficients are fitted as logarithms, for inputs whose logarithms are centred.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-LARGEST_EXPONENT = 4.0
-COEFFICIENT_RANGE = 18.0
-"""How far, in natural logarithms, a centred coefficient may lie from the losses: a factor of e^18 either way."""
-SMALLEST_FLOOR = 1e-4
-"""Lowest irreducible loss, as a share of the smallest loss: below it nothing could be told from zero."""
+LOWEST_COEFFICIENT, HIGHEST_COEFFICIENT = -45.0, 45.0
+"""How far, in natural logarithms, a centred coefficient may lie from the losses. At the lower end it is zero."""
+LOWEST_EXPONENT, HIGHEST_EXPONENT = -4.0, 10.0
+"""Negative exponents are admitted, so that a loss that grows with an input is seen and flagged instead of cut off."""
+
+COEFFICIENT, EXPONENT, SHAPE = "coefficient", "exponent", "shape"
 
 
 @dataclass(frozen=True)
-class PowerSum:
-    """A law: one term per coefficient; a term without powers is the irreducible loss."""
+class Parameter:
+    """One fitted number."""
+
+    name: str
+    kind: str
+    """``coefficient`` (logarithm of a positive factor of a term of the loss), ``exponent`` or ``shape``."""
+    low: float
+    high: float
+    start: tuple[float, float]
+    """Range from which random starts are drawn; for coefficients, below the median log loss."""
+
+
+def coefficient(name: str) -> Parameter:
+    """``log_<name>``, a positive factor."""
+    return Parameter(f"log_{name}", COEFFICIENT, LOWEST_COEFFICIENT, HIGHEST_COEFFICIENT, (-4.0, 0.0))
+
+
+def exponent(name: str, low: float = LOWEST_EXPONENT) -> Parameter:
+    """A power of an input."""
+    return Parameter(name, EXPONENT, low, HIGHEST_EXPONENT, (0.05, 1.2))
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """Log loss and its derivatives at a batch of parameter vectors."""
+
+    value: np.ndarray
+    """f, (problem, row)."""
+    gradient: np.ndarray
+    """df / d theta, (problem, parameter, row)."""
+    contract: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    """(a, b) -> sum_i a_i g_i g_i^T + b_i Hessian(f_i), (problem, parameter, parameter); a, b are (problem, row)."""
+
+
+class Surface(Protocol):
+    """A law over fixed inputs."""
+
+    def value(self, theta: np.ndarray) -> np.ndarray:
+        """Log loss, (problem, row), for parameters (problem, parameter)."""
+
+    def expand(self, theta: np.ndarray) -> Expansion:
+        """Log loss with derivatives."""
+
+
+class Law(Protocol):
+    """A functional form."""
 
     name: str
     equation: str
-    terms: Mapping[str, Mapping[str, str]]
-    """Coefficient name to {input: exponent name}; ``{"E": {}, "A": {"N": "alpha"}}`` is E + A N^-alpha."""
+    inputs: tuple[str, ...]
+    """Columns that the law needs."""
+    parameters: tuple[Parameter, ...]
+    summands: tuple[str, ...]
+    """Coefficients whose terms add up to the loss, so that each could be zero."""
 
-    @property
-    def coefficients(self) -> tuple[str, ...]:
-        """Names of the positive coefficients."""
-        return tuple(self.terms)
-
-    @property
-    def exponents(self) -> tuple[str, ...]:
-        """Names of the exponents; a name used in two terms is one parameter."""
-        return tuple(dict.fromkeys(exponent for powers in self.terms.values() for exponent in powers.values()))
-
-    @property
-    def theta(self) -> tuple[str, ...]:
-        """Names of the parameters: logarithms of the coefficients, then exponents."""
-        return (*(f"log_{name}" for name in self.coefficients), *self.exponents)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Columns that the law needs."""
-        return tuple(dict.fromkeys(name for powers in self.terms.values() for name in powers))
-
-    def design(self, log_x: Mapping[str, np.ndarray]) -> np.ndarray:
-        """M, (term, row, parameter), at inputs given by their natural logarithms, (row,) each."""
-        rows = len(next(iter(log_x.values())))
-        m = np.zeros((len(self.terms), rows, len(self.theta)))
-        for k, powers in enumerate(self.terms.values()):
-            m[k, :, k] = 1.0
-            for name, exponent in powers.items():
-                m[k, :, self.theta.index(exponent)] -= log_x[name]
-        return m
-
-    def bounds(self, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lowest and highest parameters, (parameter,) each, for centred inputs."""
-        count = len(self.coefficients)
-        below = [COEFFICIENT_RANGE if powers else -float(np.log(SMALLEST_FLOOR)) for powers in self.terms.values()]
-        low = [float(log_loss.min()) - reach for reach in below] + [0.0] * len(self.exponents)
-        high = [float(log_loss.max()) + COEFFICIENT_RANGE] * count + [LARGEST_EXPONENT] * len(self.exponents)
-        return np.array(low), np.array(high)
-
-    def starts(self, count: int, log_loss: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """(start, parameter): the loss at the centre of the data is shared out over the terms at random."""
-        shares = generator.dirichlet(np.ones(len(self.coefficients)), count)
-        coefficients = float(np.median(log_loss)) + np.log(np.maximum(shares, 1e-6))
-        return np.hstack([coefficients, generator.uniform(0.05, 1.2, (count, len(self.exponents)))])
+    def bind(self, log_x: Mapping[str, np.ndarray], centre: Mapping[str, float], rows: int) -> Surface:
+        """The law over ``rows`` rows with centred logarithms ``log_x`` of the inputs, (row,) each."""
 
     def natural(self, theta: np.ndarray, centre: Mapping[str, float]) -> dict[str, np.ndarray]:
-        """Parameters on their natural scales, from those of centred inputs; keeps leading axes."""
-        values: dict[str, np.ndarray] = {}
-        for k, (name, powers) in enumerate(self.terms.items()):
-            shift = sum(theta[..., self.theta.index(exponent)] * centre[x] for x, exponent in powers.items())
-            values[name] = np.exp(theta[..., k] + shift)
-        return values | {name: theta[..., self.theta.index(name)] for name in self.exponents}
+        """Parameters on their natural scales from centred ones (..., parameter); keeps leading axes."""
 
 
-def log_predict(theta: np.ndarray, design: np.ndarray) -> np.ndarray:
-    """Log L, (..., row), for parameters (..., parameter)."""
-    return weights(theta, design)[0]
+def names(law: Law) -> tuple[str, ...]:
+    """Names of the fitted parameters, in order."""
+    return tuple(parameter.name for parameter in law.parameters)
 
 
-def weights(theta: np.ndarray, design: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log L, (..., row), and the terms' shares w, (..., term, row)."""
-    terms, rows, parameters = design.shape
-    t = (theta @ design.reshape(terms * rows, parameters).T).reshape(*theta.shape[:-1], terms, rows)
-    top = t.max(axis=-2, keepdims=True)
-    raw = np.exp(t - top)
-    total = raw.sum(axis=-2, keepdims=True)
-    return (top + np.log(total))[..., 0, :], raw / total
+def bounds(law: Law, log_loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest parameters, (parameter,) each."""
+    shift = np.array([p.kind == COEFFICIENT for p in law.parameters], float)
+    low = np.array([p.low for p in law.parameters]) + shift * float(log_loss.min())
+    high = np.array([p.high for p in law.parameters]) + shift * float(log_loss.max())
+    return low, high
 
 
-def gradient(w: np.ndarray, design: np.ndarray) -> np.ndarray:
-    """g, (problem, row, parameter), from the shares w (problem, term, row)."""
-    return np.matmul(w.transpose(2, 0, 1), design.transpose(1, 0, 2)).transpose(1, 0, 2)
+def starts(law: Law, count: int, log_loss: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(start, parameter): exponents at random; the loss at the centre of the data shared out over the terms."""
+    low = np.array([p.start[0] for p in law.parameters])
+    high = np.array([p.start[1] for p in law.parameters])
+    theta = generator.uniform(low, high, (count, len(low)))
+    terms = [index for index, p in enumerate(law.parameters) if p.kind == COEFFICIENT]
+    shares = generator.dirichlet(np.ones(len(terms)), count) if terms else np.ones((count, 0))
+    theta[:, terms] = float(np.median(log_loss)) + np.log(np.maximum(shares, 1e-6))
+    return theta

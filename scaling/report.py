@@ -11,8 +11,9 @@ import jinja2
 import pandas as pd
 from matplotlib.axes import Axes
 
-from scaling import answer as answers, figures
-from scaling.fit import explain
+from scaling import answer as answers, decision_figures as decisions, figures
+from scaling.flags import explain
+from scaling.profile import exponents, profile
 from scaling.study import Study
 
 
@@ -28,7 +29,7 @@ def write(study: Study, path: Path, title: str, figures_folder: Path | None = No
         words=answers.in_words(study.answer).splitlines(),
         figures={caption: "data:image/png;base64," + base64.b64encode(png).decode() for caption, png in drawn.items()},
         parameters=_table(study.parameters()),
-        laws=_table(study.laws()),
+        laws=_table(study.laws()) if study.selection else "",
         cells=_table(cells(study)),
         failed=study.frame[study.frame["status"] == "failed"] if "status" in study.frame else study.frame[:0],
         explain=explain,
@@ -44,18 +45,24 @@ def write(study: Study, path: Path, title: str, figures_folder: Path | None = No
 
 def pictures(study: Study) -> dict[str, bytes]:
     """The page's figures by caption, as PNG."""
-    fit, draws, loss, given = study.fit, study.bootstrap, study.loss, study.answer
+    draws, loss, given = study.ensemble, study.loss, study.answer
     drawn: dict[str, Callable[[], Axes]] = {
-        "Runs and fitted law along data": lambda: figures.loss_against(fit, "D", loss),
-        "Runs and fitted law along model size": lambda: figures.loss_against(fit, "N", loss),
+        "Runs and fitted law along data": lambda: figures.loss_against(draws, "D", loss),
+        "Runs and fitted law along model size": lambda: figures.loss_against(draws, "N", loss),
+        "What one doubling is expected to give": lambda: decisions.gain_of_doubling(draws, given.N, given.D),
+        "What one doubling gives, law by law": lambda: decisions.tornado(draws, given),
+        "The law along data, with its bands, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
+        "The law along model size, with its bands, on all data": lambda: figures.law_with_band(draws, "N", loss),
+        "Lines of equal loss": lambda: decisions.contours(draws, given),
+        "How sharply the exponents are determined": lambda: decisions.profiles(
+            [profile(study.bootstrap, name) for name in exponents(study.fit)]
+        ),
     }
-    drawn |= {
-        "What one doubling is expected to give": lambda: figures.gain_of_doubling(draws, given.N, given.D),
-        "The law along data, with its band, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
-        "The law along model size, with its band, on all data": lambda: figures.law_with_band(draws, "N", loss),
-    }
-    drawn["What the fit leaves unexplained"] = lambda: figures.residuals(fit)
-    done = fit.data.frame
+    if study.selection is not None:
+        found = study.selection
+        drawn["Which laws survive extrapolation"] = lambda: decisions.hold_out_errors(found)
+    drawn["What the fit leaves unexplained"] = lambda: figures.residuals(study.fit)
+    done = study.data.frame
     if "curve" in done:
         drawn["Training curves of all runs"] = lambda: figures.training_curves(done)
     if "score" in done and done["score"].notna().any():
@@ -66,7 +73,7 @@ def pictures(study: Study) -> dict[str, bytes]:
 
 def cells(study: Study) -> pd.DataFrame:
     """Mean and spread of loss and score over the runs of each configuration."""
-    frame = study.fit.data.frame
+    frame = study.data.frame
     keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or ["N", "D"]
     wanted = {"N": "mean", "D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
     grouped = frame.groupby(keys, dropna=False).agg(

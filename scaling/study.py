@@ -1,72 +1,167 @@
-"""Everything that a report or a notebook says about one table: fit, intervals, comparison of laws, answer."""
+"""Everything that a report or a notebook says about one table: laws, fit, intervals, answer."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pandas as pd
 
-from scaling import answer as answers, plug
+from scaling import answer as answers
 from scaling.answer import Answer
+from scaling.costs import Costs
+from scaling.data import Data
+from scaling.ensemble import ANSWERABLE, Ensemble, average, single
 from scaling.errors import UserError
-from scaling.fit import DELTA, Fit, fit, load_law, prepare
-from scaling.intervals import DRAWS, Bootstrap, Extrapolation, bootstrap, extrapolate, percentile
+from scaling.fit import Fit, fit, load_law
+from scaling.intervals import Bootstrap, bootstrap
+from scaling.isocompute import IsoCompute, iso_compute
+from scaling.law import Law
+from scaling.nulls import FULL, NullTest, holm, size_test
+from scaling.objective import Objective
+from scaling.selection import Selection, prepare_all, select
+from scaling.table import Table
+from scaling.variance import Components, components
 
-LOSS = "loss_best"
-"""The loss that is fitted unless another is named: the lowest on a run's curve, as early stopping would keep.
+LOSS = ("loss_best", "loss")
+"""The column that is fitted unless another is named: the first of these that the table has.
 
-CHOICE: the loss after the last update mixes over-fitting of small subsets with the chosen number of updates.
+CHOICE: the lowest loss on a run's curve, as early stopping would keep, because the loss after the last update mixes
+over-fitting of small subsets with the chosen number of updates.
 """
-LAW = "additive"
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """One table, looked at through one law, with the other laws beside it."""
+    """One table, looked at through the laws that survive on it."""
 
     frame: pd.DataFrame
     """All rows, failed runs included."""
-    loss: str
-    fit: Fit
-    bootstrap: Bootstrap
+    data: Data
+    selection: Selection | None
+    """Nothing where a law was prescribed."""
+    ensemble: Ensemble
     answer: Answer
-    others: tuple[Fit, ...]
-    extrapolations: tuple[Extrapolation, ...]
+    variance: Components
+    iso_compute: IsoCompute | None
+    """Nothing where the table has no grid of equal compute."""
+
+    @property
+    def loss(self) -> str:
+        """The fitted column."""
+        return self.data.loss
+
+    @property
+    def bootstrap(self) -> Bootstrap:
+        """Of the law with the largest weight."""
+        return self.ensemble.lead
+
+    @property
+    def fit(self) -> Fit:
+        """The law with the largest weight."""
+        return self.bootstrap.fit
 
     def parameters(self) -> pd.DataFrame:
-        """Estimate and percentile interval of each parameter."""
-        draws = self.bootstrap.parameters
-        ends = {name: percentile(values) for name, values in draws.items()}
-        rows = [(name, value, *map(float, ends[name])) for name, value in self.fit.parameters.items()]
-        return pd.DataFrame(rows, columns=["parameter", "estimate", "low", "high"])
+        """Estimate, percentile and BCa interval of each parameter of the leading law."""
+        ends = self.bootstrap.intervals()
+        rows = [
+            (name, value, *ends["percentile"][name], *ends["bca"][name]) for name, value in self.fit.parameters.items()
+        ]
+        return pd.DataFrame(rows, columns=["parameter", "estimate", "low", "high", "BCa low", "BCa high"])
 
     def laws(self) -> pd.DataFrame:
-        """In-sample objective and held-out errors of every law that can be fitted."""
-        rows = []
-        for fitted in self.others:
-            row = {"law": fitted.law.name, "equation": fitted.law.equation, "objective": fitted.objective}
-            for e in self.extrapolations:
-                if e.law == fitted.law.name:
-                    row |= {f"log RMSE, largest {e.axis} held out": e.log_rmse, f"bias, {e.axis}": e.bias}
-            rows.append(row)
-        return pd.DataFrame(rows)
+        """Held-out errors, weights and AICc of every law that could be compared."""
+        return self.selection.frame() if self.selection else pd.DataFrame()
+
+
+def loss_column(frame: pd.DataFrame, named: str | None = None) -> str:
+    """The column to fit."""
+    if named is not None:
+        return named
+    return next((name for name in LOSS if name in frame), LOSS[-1])
 
 
 def study(
-    frame: pd.DataFrame, law: str = LAW, loss: str = LOSS, delta: float = DELTA, draws: int = DRAWS, seed: int = 0
+    table: Table | pd.DataFrame,
+    law: str | None = None,
+    loss: str | None = None,
+    how: Objective | None = None,
+    draws: int | None = None,
+    seed: int = 0,
+    costs: Costs | None = None,
+    margin: float | None = None,
+    cluster: str | None = None,
 ) -> Study:
-    """Fit ``law`` to a table, bootstrap it, compare it with the other laws, answer.
+    """Compare the laws on a table, bootstrap those that survive, answer.
+
+    Args:
+        table: the rows.
+        law: use this law alone instead of all that survive.
+        loss: column to fit; by default the first of :data:`LOSS`.
+        how: the objective.
+        draws: bootstrap refits per law.
+        seed: of all resampling.
+        costs: prices, for a verdict per budget.
+        margin: of log loss, below which an effect of size counts as none.
+        cluster: column that names the training run.
 
     Raises:
-        UserError: the table cannot be fitted, or the law does not take both N and D.
+        UserError: the table cannot be fitted, or no law can be asked about N and D.
 
     """
-    chosen = load_law(law)
-    if set(chosen.inputs) != {"N", "D"}:
-        raise UserError(f"an answer needs a law in both N and D; {law} takes {', '.join(chosen.inputs) or 'neither'}")
-    data = prepare(frame, loss)
-    fitted = fit(chosen, data, delta)
-    resampled = bootstrap(fitted, draws, seed)
-    laws = [load_law(name) for name in plug.names("laws")]
-    others = tuple(fit(item, data, delta) for item in laws if data.rows >= len(item.theta))
-    errors = (extrapolate(other, axis) for other in others for axis in ("N", "D"))
-    extrapolations = tuple(error for error in errors if error is not None)
-    return Study(frame, loss, fitted, resampled, answers.answer(resampled), others, extrapolations)
+    table = Table(table) if isinstance(table, pd.DataFrame) else table
+    how = how or Objective()
+    data = prepare_all(table, loss_column(table.frame, loss), cluster)
+    for name in ("N", "D"):
+        if name not in data.log_x:
+            raise UserError(f"an answer needs both N and D to vary; {name} is missing or the same in every row")
+    selection = None
+    if law is None:
+        selection = select(data, how, seed)
+        ensemble = average(selection, draws, seed)
+        if ensemble is None:
+            raise UserError("no law in N and D can be compared on this table; name one with --law")
+    else:
+        ensemble = single(bootstrap(fit(_answerable(law), data, how), draws, seed))
+    test = size_test(_additive(ensemble, data, how, draws, seed), data, how, margin=margin, seed=seed)
+    given = answers.answer(ensemble, costs, test)
+    spread = components(data, ensemble.lead.fit.residuals)
+    return Study(table.frame, data, selection, ensemble, given, spread, _iso_compute(data, seed))
+
+
+def studies(table: Table, by: str, run: Callable[[Table], Study]) -> tuple[dict[str, Study], dict[str, float]]:
+    """A study per value of a column, such as the environment, and Holm's p-values that size does nothing.
+
+    Raises:
+        UserError: no such column.
+
+    """
+    if by not in table.frame:
+        raise UserError(f"the table has no column {by!r}; it has {', '.join(map(str, table.frame.columns))}")
+    groups = {str(value): rows.reset_index(drop=True) for value, rows in table.frame.groupby(by, sort=True)}
+    found = {value: run(Table(rows, table.refused)) for value, rows in groups.items()}
+    tests = {value: one.answer.size_test for value, one in found.items()}
+    return found, holm({value: test.p for value, test in tests.items() if isinstance(test, NullTest)})
+
+
+def _answerable(name: str) -> Law:
+    law = load_law(name)
+    if not {"N", "D"} <= set(law.inputs) <= ANSWERABLE:
+        raise UserError(f"an answer needs a law in N and D; {name} takes {', '.join(law.inputs) or 'neither'}")
+    return law
+
+
+def _additive(ensemble: Ensemble, data: Data, how: Objective, draws: int | None, seed: int) -> Bootstrap | None:
+    """The bootstrap of the law that the test of size rests on."""
+    for member in ensemble.members:
+        if member.fit.law.name == FULL["N"]:
+            return member
+    try:
+        return bootstrap(fit(load_law(FULL["N"]), data, how), draws, seed)
+    except UserError:
+        return None
+
+
+def _iso_compute(data: Data, seed: int) -> IsoCompute | None:
+    try:
+        return iso_compute(data, seed)
+    except UserError:
+        return None

@@ -3,6 +3,6 @@
 L = E + A N^-alpha + B D^-beta
 """
 
-from scaling.law import PowerSum
+from scaling.power_sum import PowerSum
 
 LAW = PowerSum("additive", "L = E + A N^-alpha + B D^-beta", {"E": {}, "A": {"N": "alpha"}, "B": {"D": "beta"}})

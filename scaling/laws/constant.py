@@ -3,6 +3,6 @@
 L = E
 """
 
-from scaling.law import PowerSum
+from scaling.power_sum import PowerSum
 
 LAW = PowerSum("constant", "L = E", {"E": {}})

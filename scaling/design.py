@@ -1,0 +1,151 @@
+"""Which runs would teach most: greedy design by linearised information.
+
+With g_i = d log L_i / d theta, the information in the table is sum g_i g_i^T, and the variance of a contrast c of
+theta is c^T information^-1 c, up to the noise; one more run of a cell adds its g g^T (Atkinson, Donev & Tobias 2007,
+section 10.2 on c-optimal designs). Parameters are kept identifiable by a ridge far below the information at hand.
+"""
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scaling.data import SETTINGS
+from scaling.errors import UserError
+from scaling.fit import Fit
+from scaling.law import names
+
+VERDICT, DATA_GAIN, MODEL_GAIN = "verdict", "data_gain", "model_gain"
+QUANTITIES = (VERDICT, DATA_GAIN, MODEL_GAIN)
+STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A configuration worth running."""
+
+    settings: Mapping[str, Any]
+    """Column to value: what identifies the cell in the table."""
+    N: float
+    D: float
+    variance_left: float
+    """Share of the variance of the quantity that would remain after this run and those named before it."""
+
+    def in_words(self) -> str:
+        """The cell in a phrase."""
+        said = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return said or f"N {self.N:g}, D {self.D:g}"
+
+
+def candidates(fitted: Fit) -> pd.DataFrame:
+    """A row per configuration that could be run: every size of the table with every share of its data."""
+    frame = fitted.data.frame
+    known = [name for name in SETTINGS if name in frame]
+    extra = [name for name in fitted.law.inputs if name not in (*known, "N", "D")]
+    sizes = frame.groupby([k for k in known if k != "fraction"] or ["N"], dropna=False, as_index=False).first()
+    amounts = frame.groupby("fraction" if "fraction" in known else "D", as_index=False)[["D", *extra]].mean(
+        numeric_only=True
+    )
+    amounts = amounts if "fraction" in known else amounts.drop_duplicates("D")
+    left = [name for name in (*known, "N", *extra) if name != "fraction" and name not in amounts and name in sizes]
+    return sizes[left].merge(amounts, how="cross")
+
+
+def next_cells(fitted: Fit, n: float, d: float, count: int, quantity: str = VERDICT) -> tuple[Cell, ...]:
+    """Configurations whose runs narrow a quantity most, greedily; a cell may be named several times.
+
+    Args:
+        fitted: the law behind the quantity.
+        n: model size from which gains are counted.
+        d: transitions from which gains are counted.
+        count: how many runs.
+        quantity: ``verdict`` (difference of the two gains of a doubling), ``data_gain``, ``model_gain``, or the name of
+            a parameter.
+
+    Raises:
+        UserError: no such quantity.
+
+    """
+    contrast = _contrast(fitted, n, d, quantity)
+    options = candidates(fitted)
+    g = _derivative(fitted, options)
+    rows = _derivative(fitted, fitted.data.frame)
+    information = rows.T @ rows
+    information += np.eye(len(contrast)) * 1e-9 * np.trace(information)
+    before = contrast @ np.linalg.solve(information, contrast)
+    chosen = []
+    for _ in range(count):
+        inverse = np.linalg.inv(information)
+        along, pull = g @ inverse @ contrast, np.einsum("ij,jk,ik->i", g, inverse, g)
+        left = contrast @ inverse @ contrast - along**2 / (1 + pull)
+        best = int(np.argmin(left))
+        information += np.outer(g[best], g[best])
+        chosen.append(_cell(options, best, float(left[best] / before)))
+    return tuple(chosen)
+
+
+def _contrast(fitted: Fit, n: float, d: float, quantity: str) -> np.ndarray:
+    if quantity in names(fitted.law) or f"log_{quantity}" in names(fitted.law):
+        place = [name.removeprefix("log_") for name in names(fitted.law)].index(quantity.removeprefix("log_"))
+        return np.eye(len(fitted.theta))[place]
+    if quantity not in QUANTITIES:
+        known = [*QUANTITIES, *names(fitted.law)]
+        raise UserError(f"nothing called {quantity!r} to narrow; known: {', '.join(known)}")
+    corners = pd.DataFrame({"N": [n, n, 2 * n], "D": [d, 2 * d, d]})
+    for name in fitted.law.inputs:
+        if name not in corners:
+            corners[name] = float(fitted.data.frame[name].median())
+    here, data, model = _derivative(fitted, corners)
+    return {VERDICT: data - model, DATA_GAIN: data - here, MODEL_GAIN: model - here}[quantity]
+
+
+def _derivative(fitted: Fit, frame: pd.DataFrame) -> np.ndarray:
+    """D log L / d theta, (row, parameter)."""
+    centre = fitted.data.centre
+    log_x = {name: np.log(frame[name].to_numpy(float)) - centre[name] for name in fitted.law.inputs}
+    surface = fitted.law.bind(log_x, centre, len(frame))
+    gradient: np.ndarray = surface.expand(fitted.theta[None]).gradient[0].T
+    return gradient
+
+
+def _cell(options: pd.DataFrame, row: int, variance_left: float) -> Cell:
+    record = options.iloc[row]
+    told_apart = [name for name in SETTINGS if name in options and options[name].nunique() > 1]
+    values = {n: v.item() if isinstance(v := record[n], np.generic) else v for n in told_apart}
+    return Cell(values, float(record["N"]), float(record["D"]), variance_left)
+
+
+def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
+    """A sweep that runs these cells with seeds and draws that the table does not hold yet.
+
+    Raises:
+        UserError: the table does not say what its runs were.
+
+    """
+    import json
+
+    import yaml
+
+    frame = fitted.data.frame
+    if "spec" not in frame or not frame["spec"].notna().all():
+        raise UserError("the table holds no specs, so no sweep can be written; the cells are in --json")
+    base = json.loads(frame["spec"].iloc[0])
+    fresh = itertools.count(int(max(frame["seed"].max(), frame["draw"].max())) + 1)
+    keys = {"width": "model.width", "depth": "model.depth", "context": "model.context", "kind": "model.kind"}
+    keys |= {"fraction": "data.fraction"}
+    told = list(cells[0].settings)
+    points = []
+    for cell in cells:
+        seed = next(fresh)
+        points.append([*(cell.settings[key] for key in told), seed, seed])
+    axis = ", ".join([*(keys[key] for key in told), "data.draw", "seed"])
+    for key in told:
+        part, _, leaf = keys[key].partition(".")
+        del base[part][leaf]
+    del base["seed"], base["data"]["draw"]
+    text = {"name": name, "question": "What would narrow the verdict most?", "base": base, "axes": {axis: points}}
+    written: str = yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=110)
+    return written
