@@ -4,9 +4,7 @@ With more than :data:`FEW` clusters, clusters are drawn with replacement (pairs)
 residuals are multiplied by Webb's six-point weights (Webb 2023, "Reworking wild bootstrap-based inference for
 clustered errors"), widened by t's quantile over the normal one. CHOICE: those are jackknife residuals of a
 least-squares fit, because a robust fit passes exactly through as many rows as it has parameters, which would then
-never be perturbed; and for the robust objective they are widened by :data:`DENSITY`, since a product with Webb's
-weights is denser at zero than the residuals are, which is what the spread of a median depends on. How often these
-intervals cover is measured by ``python -m benchmarks.coverage``.
+never be perturbed. How often these intervals cover is measured by ``python -m benchmarks.coverage``.
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +16,12 @@ from scaling import newton
 from scaling.errors import UserError
 from scaling.fit import Fit, problem_of, surface_of
 from scaling.law import names
-from scaling.objective import LOG_HUBER, LOG_MSE, Objective
+from scaling.objective import LOG_MSE, Objective
 
 DRAWS = 1000
 LEVEL = 0.95
 FEW = 12
 WEBB = np.sqrt([0.5, 1.0, 1.5])
-DENSITY = float(np.mean(1 / WEBB))
 JACKKNIFE = 200
 """Most groups of clusters that are left out one at a time."""
 SHARE = 0.3
@@ -123,7 +120,7 @@ def _pairs(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.
 
 def _wild(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     data, surface = fitted.data, surface_of(fitted.law, fitted.data)
-    widen = stdtrit(data.clusters - 1, 0.975) / ndtri(0.975) * (DENSITY if fitted.how.kind == LOG_HUBER else 1.0)
+    widen = stdtrit(data.clusters - 1, 0.975) / ndtri(0.975)
     weight = generator.choice(np.concatenate([-WEBB, WEBB]), (draws, data.clusters))[:, data.cluster]
     losses = surface.value(fitted.theta[None]) + widen * _jackknife_residuals(fitted) * weight
     problem = newton.problem(fitted.law, surface, losses, fitted.how)

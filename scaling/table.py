@@ -91,6 +91,6 @@ def _evaluate(frame: pd.DataFrame, expression: str, what: str) -> Any:
         raise UserError(
             f"{what}: cannot compute {expression!r} ({reason}){hint}; columns: {', '.join(known)}"
         ) from error
-    if isinstance(found, pd.Series) or np.isscalar(found):
+    if isinstance(found, pd.Series | int | float | np.number):
         return found
     raise UserError(f"{what}: {expression!r} gives {type(found).__name__}, not a column")

@@ -5,55 +5,20 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.optimize import minimize
+from scipy.optimize import least_squares, minimize
 
-from scaling import fit as fits, law as laws, newton, plug
+from scaling import fit as fits, law as laws, newton
 from scaling.errors import UserError
+from scaling.objective import Objective
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 
 from conftest import loss_world
 
-LAWS = plug.names("laws")
 TRUTH = {"E": 0.15, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.45}
 
 
 def fit(frame: pd.DataFrame, law: str = "additive", **options) -> fits.Fit:
     return fits.fit(fits.load_law(law), fits.prepare(frame, "loss_best"), **options)
-
-
-@pytest.mark.parametrize("name", LAWS)
-def test_derivatives_of_the_objective_agree_with_finite_differences(name):
-    law, data = fits.load_law(name), fits.prepare(loss_world(0.02), "loss_best")
-    problem = fits.problem_of(law, data, delta=0.02)
-    generator = np.random.default_rng(0)
-    theta = law.starts(5, data.log_loss, generator)
-    weight = generator.integers(0, 3, (5, data.rows)).astype(float)
-    gradient, hessian = problem.derivatives(theta, weight, 0.02)
-    step = 1e-6
-    for p in range(len(law.theta)):
-        shift = np.zeros(len(law.theta))
-        shift[p] = step
-        up, down = theta + shift, theta - shift
-        slope = (problem.objective(up, weight, 0.02) - problem.objective(down, weight, 0.02)) / (2 * step)
-        np.testing.assert_allclose(gradient[:, p], slope, rtol=1e-4, atol=1e-4)
-        curve = (problem.derivatives(up, weight, 0.02)[0] - problem.derivatives(down, weight, 0.02)[0]) / (2 * step)
-        np.testing.assert_allclose(hessian[:, p], curve, rtol=1e-3, atol=1e-2 * np.abs(hessian).max())
-
-
-@pytest.mark.parametrize("name", LAWS)
-def test_a_planted_truth_without_noise_is_recovered(name):
-    law = fits.load_law(name)
-
-    def planted(N, D):
-        value = TRUTH["E"] + 0 * N
-        value = value + (TRUTH["A"] * N ** -TRUTH["alpha"] if "A" in law.coefficients else 0)
-        return value + (TRUTH["B"] * D ** -TRUTH["beta"] if "B" in law.coefficients else 0)
-
-    found = fit(loss_world(0.0, law=planted), name)
-    for parameter, value in found.parameters.items():
-        assert value == pytest.approx(TRUTH[parameter], rel=1e-6)
-    assert found.certified
-    assert found.flags == ()
 
 
 def test_predictions_are_the_equation():
@@ -63,23 +28,78 @@ def test_predictions_are_the_equation():
     np.testing.assert_allclose(found.predict({"N": n, "D": d}), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_no_general_minimiser_finds_a_lower_objective(seed):
-    frame = loss_world(0.03, seed=seed)
+def scipy_optimum(found: fits.Fit, starts: int) -> float:
+    """The lowest objective that SciPy's trust-exact reaches from random starts, with the same derivatives."""
+    problem = fits.problem_of(found.law, found.data, found.how)
+    weight, y = np.ones((1, found.data.rows)), found.data.log_loss[None]
+
+    def value(theta):
+        return float(problem.value(theta[None], weight, y, found.how)[0])
+
+    def derivatives(theta, which):
+        return problem.derivatives(theta[None], weight, y, found.how)[which][0]
+
+    best = np.inf
+    with np.errstate(all="ignore"):
+        for start in laws.starts(found.law, starts, found.data.log_loss, np.random.default_rng(9)):
+            done = minimize(
+                value, start, jac=lambda t: derivatives(t, 0), hess=lambda t: derivatives(t, 1), method="trust-exact"
+            )
+            best = min(best, done.fun)
+    return best * found.how.scale(found.data.log_loss)
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02, 0.1])
+@pytest.mark.parametrize("name", ["additive", "tied"])
+def test_no_general_minimiser_finds_a_lower_objective(name, noise):
+    found = fit(loss_world(noise, seed=3), name)
+    assert found.certified
+    assert found.objective <= scipy_optimum(found, 12) * (1 + 1e-9)
+
+
+def test_the_objective_is_the_sum_of_hubers_of_log_residuals():
+    found = fit(loss_world(0.02))
+    frame = found.data.frame
+    predicted = found.predict({name: frame[name].to_numpy() for name in ("N", "D")})
+    residual = np.abs(np.log(frame["loss_best"]) - np.log(predicted))
+    by_hand = np.where(residual <= 1e-3, residual**2 / 2, 1e-3 * (residual - 5e-4)).sum()
+    assert found.objective == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_least_squares_agree_with_scipy():
+    frame = loss_world(0.05)
+    data = fits.prepare(frame, "loss_best")
+    for kind, start in (("log-mse", None), ("mse", None)):
+        found = fits.fit(fits.load_law("additive"), data, Objective(kind))
+
+        def residual(p, kind=kind):
+            predicted = p[0] + p[1] * (frame["N"] / 1e4) ** -p[3] + p[2] * (frame["D"] / 1e4) ** -p[4]
+            difference = np.log(predicted / frame["loss_best"]) if kind == "log-mse" else predicted - frame["loss_best"]
+            return difference.to_numpy()
+
+        start = np.array([0.15, 0.05, 0.05, 0.4, 0.45])
+        scipy = least_squares(residual, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, bounds=([0] * 3 + [-4] * 2, 20))
+        assert found.certified
+        assert found.objective == pytest.approx(scipy.cost, rel=1e-8)
+
+
+def test_a_term_that_the_data_drive_to_zero_is_zero_and_named():
+    found = fit(loss_world(0.0, law=lambda N, D: 2 * N**-0.1 + 3 * D**-0.2))
+    assert found.parameters["E"] < 1e-6
+    assert "term_vanishes:E" in found.flags
+    assert found.certified
+    assert found.parameters["alpha"] == pytest.approx(0.1, rel=1e-6)
+
+
+def test_a_million_rows_are_fitted_with_a_certificate():
+    generator = np.random.default_rng(0)
+    rows = 1_000_000
+    frame = pd.DataFrame({"N": generator.uniform(9, 14, rows), "D": generator.uniform(8, 13, rows)}).apply(np.exp)
+    clean = 0.15 + 2.0 * frame["N"] ** -0.4 + 3.0 * frame["D"] ** -0.45
+    frame["loss_best"] = clean * np.exp(0.05 * generator.standard_normal(rows))
     found = fit(frame)
-    x, d, y = np.log(frame["N"]), np.log(frame["D"]), np.log(frame["loss_best"])
-
-    def objective(theta):
-        e, a, b, alpha, beta = theta
-        residual = np.abs(y - np.logaddexp(e, np.logaddexp(a - alpha * x, b - beta * d)))
-        return np.where(residual <= 1e-3, residual**2 / 2, 1e-3 * (residual - 5e-4)).sum() / 1e-3
-
-    generator = np.random.default_rng(seed)
-    x, d, y = (np.asarray(values) for values in (x - x.mean(), d - d.mean(), y))
-    starts = found.law.starts(12, y, generator)
-    best = min(minimize(objective, start, method="Nelder-Mead", options={"maxiter": 1500}).fun for start in starts)
-    assert found.objective <= best * 1e-3 * (1 + 1e-9)
-    assert found.objective == pytest.approx(objective(found.theta) * 1e-3, rel=1e-9)
+    assert found.certified
+    assert found.parameters == pytest.approx(TRUTH, rel=0.05)
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -100,8 +120,9 @@ def test_a_change_of_unit_moves_one_coefficient_only():
 
 def test_the_gradient_vanishes_at_the_certified_optimum():
     found = fit(loss_world(0.03))
-    problem = fits.problem_of(found.law, found.data, found.delta)
-    gradient, hessian = problem.derivatives(found.theta[None], np.ones((1, found.data.rows)), found.delta)
+    problem = fits.problem_of(found.law, found.data, found.how)
+    ones = np.ones((1, found.data.rows))
+    gradient, hessian = problem.derivatives(found.theta[None], ones, found.data.log_loss[None], found.how)
     assert found.certified
     assert np.abs(gradient).max() / found.data.rows <= newton.TOLERANCE
     assert np.linalg.eigvalsh(hessian[0]).min() > 0
@@ -125,10 +146,11 @@ def test_degenerate_tables_are_flagged_by_name():
     assert "few_levels:N" in flags_of(two_sizes)
     diagonal = frame[(frame["N"] / 9e3).rank(method="dense") == (frame["D"] / 3e3).rank(method="dense")]
     assert "collinear:N,D" in flags_of(diagonal)
-    no_floor = loss_world(0.0, law=lambda N, D: 2 * N**-0.1 + 3 * D**-0.2)
-    assert "term_vanishes:E" in flags_of(no_floor)
     harmful = loss_world(0.0, law=lambda N, D: 0.1 * N**0.2 + 3 * D**-0.4)
-    assert "at_bound:alpha" in flags_of(harmful, "power_n")
+    assert "wrong_sign:alpha" in flags_of(harmful, "power_n")
+    touching = loss_world(0.0, law=lambda N, D: 0.2 + (N < 1e4) * 0.1 + 3 * D**-0.4)
+    assert {"steep:alpha", "at_bound:alpha"} & flags_of(touching)
+    assert "many_parameters" in flags_of(frame[frame["seed"] == 0][::3])
     assert "fewer than 3 levels of an input (N)" in fit(two_sizes).refusal
 
 
@@ -143,11 +165,11 @@ def test_a_wrong_form_is_flagged_where_cells_repeat_and_the_true_one_is_not():
 
 
 def test_a_flat_stretch_of_minima_is_no_certificate():
-    """The constant law on two far apart rows: any value between them is a median."""
+    """The constant law on two far apart values: any number between them is a median."""
     found = fit(loss_world(0.0, law=lambda N, D: np.where(D > 1e4, 0.2, 0.3))[:8], "constant")
     assert not found.certified
     assert "ill_conditioned" in found.flags
-    assert fits.to_json(found)["hessian_condition"] is None
+    assert found.hessian_condition == np.inf
 
 
 def test_unequal_draws_of_one_fraction_are_one_level():
@@ -198,6 +220,9 @@ def test_runs_of_different_learning_rates_are_not_taken_for_repetitions():
         (lambda f: f[:1], r"1 usable row\(s\)"),
         (lambda f: f.assign(status="failed"), r"0 usable row\(s\)"),
         (lambda f: f[:4], "law additive has 5 parameters, the table 4 usable rows"),
+        (lambda f: f.assign(N=1e5, run=range(50)), "column 'N' is 100000 in every row; law additive needs it to vary"),
+        (lambda f: f.assign(loss_best=0.5), "column 'loss_best' is 0.5 in every row"),
+        (lambda f: pd.concat([f, f[3:4]], ignore_index=True), "rows 3 and 50 are the same run"),
     ],
 )
 def test_a_table_that_cannot_be_fitted_is_refused(change, said):
@@ -215,14 +240,6 @@ def test_failed_runs_are_left_out_and_counted():
 
 def test_an_unknown_law_lists_those_that_exist():
     with pytest.raises(
-        UserError, match=r"no 'aditive' in laws \(did you mean 'additive'\?\); known: additive, constant"
+        UserError, match=r"no 'aditive' in laws \(did you mean 'additive'\?\); known: additive, bigger_hurts"
     ):
         fits.load_law("aditive")
-
-
-def test_a_name_used_in_two_terms_is_one_parameter():
-    tied = laws.PowerSum("tied", "", {"E": {}, "A": {"N": "alpha"}, "B": {"D": "alpha"}})
-    assert tied.theta == ("log_E", "log_A", "log_B", "alpha")
-    frame = loss_world(0.0, law=lambda N, D: 0.1 + 2 * N**-0.3 + 5 * D**-0.3)
-    found = fits.fit(tied, fits.prepare(frame, "loss_best"))
-    assert found.parameters == pytest.approx({"E": 0.1, "A": 2.0, "B": 5.0, "alpha": 0.3}, rel=1e-6)
