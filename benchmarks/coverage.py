@@ -1,6 +1,6 @@
 """How often nominal 95 % intervals hold the truth, in worlds with seeds and subsets as random effects.
 
-    python -m benchmarks.coverage [--worlds 300] [--draws 300] [--json FILE]
+python -m benchmarks.coverage [--worlds 300] [--draws 300] [--json FILE]
 """
 
 import argparse

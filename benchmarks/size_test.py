@@ -1,6 +1,6 @@
 """How often the test of model size rejects: where size does nothing (should be 5 %), and where it does something.
 
-    python -m benchmarks.size_test [--worlds 400] [--json FILE]
+python -m benchmarks.size_test [--worlds 400] [--json FILE]
 """
 
 import argparse

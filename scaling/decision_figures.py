@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from scaling import results
 from scaling.answer import Answer, gains
@@ -78,7 +79,7 @@ def contours(draws: Ensemble, given: Answer, axes: Axes | None = None) -> Axes:
     axes.set_xlabel(results.label("N"))
     axes.set_ylabel(results.label("D"))
     axes.set_title("Lines of equal loss")
-    axes.legend(fontsize="x-small", loc="lower right")
+    axes.legend(fontsize="x-small", loc="lower right", frameon=True, framealpha=0.9)
     return axes
 
 
@@ -115,6 +116,9 @@ def hold_out_errors(found: Selection, axes: Axes | None = None) -> Axes:
         axes.plot([np.sqrt(np.mean(np.square(errors)))], [place], "D", color=colour, markersize=8)
     axes.set_yticks(range(len(found.candidates)), [c.fit.law.name for c in reversed(found.candidates)])
     axes.set_xscale("log")
+    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        set_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
     axes.set_xlabel("error on rows held out [% of the loss]")
     axes.set_title("Extrapolation: dots are hold-outs, diamonds all; green laws survive")
     return axes

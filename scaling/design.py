@@ -114,7 +114,8 @@ def _derivative(fitted: Fit, frame: pd.DataFrame) -> np.ndarray:
 def _cell(options: pd.DataFrame, row: int, variance_left: float) -> Cell:
     record = options.iloc[row]
     told_apart = [name for name in SETTINGS if name in options and options[name].nunique() > 1]
-    values = {n: v.item() if isinstance(v := record[n], np.generic) else v for n in told_apart}
+    values = {name: options[name].iloc[row] for name in told_apart}
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
     return Cell(values, float(record["N"]), float(record["D"]), variance_left)
 
 

@@ -23,7 +23,6 @@ SAME = 1e-6
 MANY_ROWS = 4000
 """With more rows, starts are first run on a random sample of this size, and only what they find on all rows."""
 FINALISTS = 6
-JOLTS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +179,7 @@ def _polish(
     With few rows within delta of the law, several minima can lie close together.
     """
     best = int(np.argmin(np.where(found.converged, found.objective, np.inf)))
-    count = JOLTS if problem.log_loss.shape[-1] <= MANY_ROWS else 0
+    count = int(votes.sum()) // 2 if problem.log_loss.shape[-1] <= MANY_ROWS else 0
     scale = generator.choice([0.02, 0.2], (count, 1))
     jolted = found.theta[best] + scale * generator.normal(size=(count, found.theta.shape[1]))
     other = newton.solve(problem, jolted, np.ones((count, problem.log_loss.shape[-1])), near=True) if count else found

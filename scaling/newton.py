@@ -22,6 +22,8 @@ STAGES = ((100.0, 25, 1e-3), (30.0, 10, 1e-3), (10.0, 10, 1e-3), (3.0, 10, 1e-3)
 """Factor on delta, how many steps it gets, and the gradient that suffices: these only bring each problem near."""
 STEPS, FINEST = 400, 1e-10
 """Of the last stage, at delta itself."""
+PATIENCE, CRAWL = 50, 1e-7
+"""A problem that gains less than this share of F in so many steps creeps along a flat valley and is given up."""
 TOLERANCE = 1e-7
 """Largest projected gradient of F, per unit of weight, that counts as zero; rho' / scale is at most 1 when robust."""
 SMALL, VANISHED, REVIVED = 1e-3, 1e-11, 1e-5
@@ -94,7 +96,7 @@ def problem(law: Law, surface: Surface, log_loss: np.ndarray, objective: Objecti
     return Problem(surface, log_loss, objective, low, high, summed)
 
 
-def solve(given: Problem, theta: np.ndarray, weight: np.ndarray, near: bool = False) -> Solutions:
+def solve(given: Problem, theta: np.ndarray, weight: np.ndarray, near: bool = False, steps: int = STEPS) -> Solutions:
     """Local minima of F from starts ``theta`` (problem, parameter) with row weights ``weight`` (problem, row).
 
     Args:
@@ -102,6 +104,7 @@ def solve(given: Problem, theta: np.ndarray, weight: np.ndarray, near: bool = Fa
         theta: where each problem starts.
         weight: of each row in each problem.
         near: the starts are close to the minima, so that the widest stages can be left out.
+        steps: most steps of the last stage.
 
     """
     count = max(1, min(256, int(CHUNK_BYTES / 8 / weight.shape[1] / theta.shape[1])))
@@ -110,18 +113,18 @@ def solve(given: Problem, theta: np.ndarray, weight: np.ndarray, near: bool = Fa
         for begin in range(0, len(theta), count):
             some = slice(begin, begin + count)
             y = given.log_loss[some] if given.log_loss.ndim == 2 else given.log_loss[None]
-            parts.append(_solve(given, np.clip(theta[some], given.low, given.high), weight[some], y, near))
+            parts.append(_solve(given, np.clip(theta[some], given.low, given.high), weight[some], y, near, steps))
     return Solutions(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
 def _solve(
-    given: Problem, theta: np.ndarray, weight: np.ndarray, y: np.ndarray, near: bool
+    given: Problem, theta: np.ndarray, weight: np.ndarray, y: np.ndarray, near: bool, steps: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     stages = STAGES if given.objective.kind == LOG_HUBER else ()
-    for factor, steps, enough in stages[2:] if near else stages:
-        theta, _ = _descend(given, theta, weight, y, given.objective.widened(factor), steps, enough)
-    theta, value = _descend(given, theta, weight, y, given.objective, STEPS, FINEST)
-    theta, value = _settle(given, theta, value, weight, y)
+    for factor, some, enough in stages[2:] if near else stages:
+        theta, _ = _descend(given, theta, weight, y, given.objective.widened(factor), some, enough)
+    theta, value = _descend(given, theta, weight, y, given.objective, steps, FINEST)
+    theta, value = _settle(given, theta, value, weight, y, steps)
     idle = np.abs(given.surface.expand(theta).gradient).max(axis=2) < VANISHED
     summed = np.isin(np.arange(theta.shape[1]), given.summed)
     theta = np.where(idle & summed, given.low, theta)
@@ -132,7 +135,7 @@ def _solve(
 
 
 def _settle(
-    given: Problem, theta: np.ndarray, value: np.ndarray, weight: np.ndarray, y: np.ndarray
+    given: Problem, theta: np.ndarray, value: np.ndarray, weight: np.ndarray, y: np.ndarray, steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decide each small term: its logarithm walks to zero for ever, and has no slope there to walk back on."""
     theta, value = theta.copy(), value.copy()
@@ -151,7 +154,7 @@ def _settle(
             if len(some):
                 rows = y[some] if len(y) > 1 else y
                 theta[some], value[some] = _descend(
-                    given, tried[better], weight[some], rows, given.objective, STEPS, FINEST
+                    given, tried[better], weight[some], rows, given.objective, steps, FINEST
                 )
     return theta, value
 
@@ -176,7 +179,11 @@ def _descend(
     value = given.value(theta, weight, y, objective)
     gradient, hessian = np.empty((count, size)), np.empty((count, size, size))
     radius, moved, active = np.ones(count), np.ones(count, bool), np.arange(count)
-    for _ in range(steps):
+    before = value.copy()
+    for number in range(1, steps + 1):
+        if number % PATIENCE == 0:
+            active = active[before[active] - value[active] > CRAWL * before[active]]
+            before = value.copy()
         stale = active[moved[active]]
         if len(stale):
             rows = y[stale] if len(y) > 1 else y

@@ -20,7 +20,8 @@ from scaling.objective import Objective
 from scaling.variance import components
 
 SIMULATIONS = 499
-STARTS = 6
+STARTS, ROUGH = 4, 40
+"""Starts of each fit, and steps at most: the ratio needs the lowest objective, not its certificate."""
 LEVEL = 0.05
 FULL = {"N": "additive", "D": "additive"}
 WITHOUT = {"N": "power_d", "D": "power_n"}
@@ -112,7 +113,7 @@ def _lowest(law: Law, data: Data, how: Objective, begin: np.ndarray, worlds: np.
     """(world,) lowest objective from a few starts each."""
     problem = newton.problem(law, surface_of(law, data), np.repeat(worlds, len(begin), axis=0), how)
     theta = np.tile(begin, (len(worlds), 1))
-    found = newton.solve(problem, theta, np.ones((len(theta), data.rows)))
+    found = newton.solve(problem, theta, np.ones((len(theta), data.rows)), near=True, steps=ROUGH)
     return np.maximum(found.objective.reshape(len(worlds), -1).min(axis=1), 1e-300)
 
 

@@ -29,8 +29,8 @@ class Profile:
 
 
 def exponents(fitted: Fit) -> list[str]:
-    """Exponents of a law, which have the same value fitted and on their natural scale."""
-    return [p.name for p in fitted.law.parameters if p.kind == EXPONENT and p.name in fitted.parameters]
+    """Exponents of a law as they are fitted."""
+    return [parameter.name for parameter in fitted.law.parameters if parameter.kind == EXPONENT]
 
 
 def profile(draws: Bootstrap, name: str) -> Profile:

@@ -54,10 +54,11 @@ def pictures(study: Study) -> dict[str, bytes]:
         "The law along data, with its bands, at the largest model": lambda: figures.law_with_band(draws, "D", loss),
         "The law along model size, with its bands, on all data": lambda: figures.law_with_band(draws, "N", loss),
         "Lines of equal loss": lambda: decisions.contours(draws, given),
-        "How sharply the exponents are determined": lambda: decisions.profiles(
-            [profile(study.bootstrap, name) for name in exponents(study.fit)]
-        ),
     }
+    if names := exponents(study.fit):
+        drawn["How sharply the exponents are determined"] = lambda: decisions.profiles(
+            [profile(study.bootstrap, name) for name in names]
+        )
     if study.selection is not None:
         found = study.selection
         drawn["Which laws survive extrapolation"] = lambda: decisions.hold_out_errors(found)

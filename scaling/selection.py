@@ -26,6 +26,8 @@ ORIGINS = (0.5, 2 / 3, 5 / 6)
 CLOSE = 2.0
 """Difference of AICc below which two laws are not told apart."""
 DRAWS = 2000
+STARTS = 16
+"""Of each fit to what is left when rows are held out."""
 KNOWN = ("N", "D", "width", "depth", "exposures")
 
 
@@ -169,7 +171,7 @@ def _fits(data: Data, how: Objective) -> tuple[list[Fit], dict[str, str]]:
 def _predict(fitted: Fit, hold: Hold) -> np.ndarray:
     """Log loss minus prediction on the rows held out."""
     data = fitted.data
-    rest = fit(fitted.law, subset(data, hold.trained), fitted.how, starts=24)
+    rest = fit(fitted.law, subset(data, hold.trained), fitted.how, STARTS)
     broken = [explain(flag) for flag in rest.flags if flag.split(":")[0] == REFUSING[-1]]
     if broken:
         raise UserError(f"{hold.name}: {broken[0]}")
@@ -194,9 +196,8 @@ def _compare(
     alive = [
         f
         for f in ranked
-        if f is best
+        if aicc[f.law.name] - aicc[best.law.name] < CLOSE
         or _no_worse(table[f.law.name], table[best.law.name], cluster, generator)
-        or (aicc[f.law.name] - aicc[best.law.name] < CLOSE and scores[f.law.name] < 2 * scores[best.law.name])
     ]
     weights = _stack([table[f.law.name] for f in alive])
     share = {f.law.name: float(w) for f, w in zip(alive, weights, strict=True)}

@@ -1,5 +1,6 @@
 """Small real files and worlds that many tests share."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+
+from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -67,3 +70,17 @@ def loss_world(noise: float, seed: int = 0, seeds: int = 2, law: Callable | None
     frame = pd.DataFrame(rows)
     frame["loss_best"] = law(frame["N"], frame["D"]) * np.exp(noise * generator.standard_normal(len(frame)))
     return frame
+
+
+def with_specs(frame: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
+    """The frame with the specs that could have made it, the learning rates in turn."""
+    specs = [
+        RunSpec(
+            model=ModelSpec(width=int(row.width), depth=1),
+            data=DataSpec(fraction=row.fraction, draw=int(row.seed), path=f"copy{row.seed}.hdf5"),
+            train=TrainSpec(learning_rate=rates[index % len(rates)]),
+            seed=int(row.seed),
+        )
+        for index, row in enumerate(frame.itertuples())
+    ]
+    return frame.assign(spec=[json.dumps(to_dict(spec)) for spec in specs], dataset="digest")

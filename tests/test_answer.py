@@ -1,4 +1,4 @@
-"""Bootstrap, extrapolation and the verdict on worlds whose answer is known."""
+"""Bootstrap, intervals and the verdict on worlds whose answer is known."""
 
 import dataclasses
 
@@ -6,9 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling import answer as answers, fit as fits
-from scaling.intervals import Bootstrap, bootstrap, extrapolate, percentile
-from scaling.study import study
+from scaling import answer as answers, fit as fits, newton
+from scaling.costs import Costs
+from scaling.ensemble import Ensemble, single
+from scaling.errors import UserError
+from scaling.intervals import PAIRS, WILD, Bootstrap, bca, bootstrap, percentile
+from scaling.objective import Objective
+from scaling.variance import components
 
 from conftest import loss_world
 
@@ -17,15 +21,27 @@ def resampled(frame: pd.DataFrame, draws: int = 200, law: str = "additive") -> B
     return bootstrap(fits.fit(fits.load_law(law), fits.prepare(frame, "loss_best")), draws)
 
 
+def asked(frame: pd.DataFrame, draws: int = 200) -> answers.Answer:
+    return answers.answer(single(resampled(frame, draws)))
+
+
 def test_refits_sit_at_their_own_optimum():
     draws = resampled(loss_world(0.02), draws=20)
     fitted = draws.fit
-    cells = fitted.data.cell.max() + 1
-    times = np.random.default_rng(0).multinomial(cells, np.full(cells, 1 / cells), size=20)
+    assert draws.method == f"{PAIRS} over 25 cells"
+    times = np.random.default_rng(0).multinomial(25, np.full(25, 1 / 25), size=20)
     assert draws.failures == 0
-    problem = fits.problem_of(fitted.law, fitted.data, fitted.delta)
-    gradient, _ = problem.derivatives(draws.theta, times[:, fitted.data.cell].astype(float), fitted.delta)
-    assert np.abs(gradient).max() / fitted.data.rows < 1e-6
+    weight = times[:, fitted.data.cell].astype(float)
+    problem = fits.problem_of(fitted.law, fitted.data, fitted.how)
+    gradient, hessian = problem.derivatives(draws.theta, weight, fitted.data.log_loss[None], fitted.how)
+    free = draws.theta > problem.low + 1
+    assert np.abs(gradient * free).max() / fitted.data.rows < newton.TOLERANCE
+    assert (np.linalg.eigvalsh(hessian)[:, 0] > -1e-6).all()
+    fresh = newton.solve(problem, np.repeat(fitted.theta[None], 20, axis=0), weight)
+    np.testing.assert_array_less(
+        problem.value(draws.theta, weight, fitted.data.log_loss[None], fitted.how) * fitted.how.delta,
+        fresh.objective * (1 + 1e-9) + 1e-15,
+    )
 
 
 def test_the_same_seed_gives_the_same_draws():
@@ -34,10 +50,12 @@ def test_the_same_seed_gives_the_same_draws():
 
 
 def test_intervals_hold_the_truth_and_widen_with_noise():
-    quiet, loud = (resampled(loss_world(noise)).parameters["beta"] for noise in (0.005, 0.03))
-    (low, high), (low_loud, high_loud) = percentile(quiet), percentile(loud)
-    assert low < 0.45 < high
-    assert high_loud - low_loud > 2 * (high - low)
+    quiet, loud = (resampled(loss_world(noise)) for noise in (0.005, 0.03))
+    for kind in ("percentile", "bca"):
+        low, high = quiet.intervals()[kind]["beta"]
+        low_loud, high_loud = loud.intervals()[kind]["beta"]
+        assert low < 0.45 < high
+        assert high_loud - low_loud > 2 * (high - low)
 
 
 def test_runs_of_a_cell_are_drawn_together():
@@ -45,48 +63,122 @@ def test_runs_of_a_cell_are_drawn_together():
     frame = loss_world(0.02, seeds=1)
     twice = pd.concat([frame, frame.assign(seed=1)], ignore_index=True)
     np.testing.assert_allclose(
-        np.std(resampled(frame).parameters["beta"]), np.std(resampled(twice).parameters["beta"]), rtol=1e-4
+        np.std(resampled(frame).parameters["beta"]), np.std(resampled(twice).parameters["beta"]), rtol=1e-3
     )
 
 
-def test_extrapolation_errs_little_for_the_true_law_and_much_for_one_without_data():
-    frame = loss_world(0.003)
-    true = resampled(frame, 10).fit
-    wrong = fits.fit(fits.load_law("power_n"), true.data)
-    for fitted, low, high in ((true, 0, 0.01), (wrong, 0.05, 1)):
-        found = extrapolate(fitted, "D")
-        assert found.rows == 10
-        assert low <= found.log_rmse < high
-    assert extrapolate(wrong, "D").bias < 0
+def test_few_clusters_are_resampled_by_webb_weights():
+    frame = loss_world(0.02, seeds=3).assign(draw=lambda f: f["seed"])
+    few = frame[frame["draw"] < 2]
+    assert resampled(frame, 20).method == f"{PAIRS} over 15 subsets"
+    wild = resampled(few)
+    assert wild.method == f"{WILD} over 10 subsets"
+    spread = float(np.std(wild.parameters["beta"]))
+    assert spread == pytest.approx(np.std(resampled(frame).parameters["beta"]), rel=0.6)
 
 
-def gains_by_hand(p: dict[str, float], n: float, d: float) -> tuple[float, float]:
+def test_noise_that_a_subset_shares_widens_the_interval_of_beta():
+    """Runs on one subset err together; taking them for independent would hide it."""
+    generator = np.random.default_rng(0)
+    frame = loss_world(0.002, seeds=6).assign(draw=lambda f: f["seed"])
+    keys = frame.groupby(["fraction", "draw"]).ngroup().to_numpy()
+    shared = frame.assign(loss_best=frame["loss_best"] * np.exp(0.02 * generator.standard_normal(keys.max() + 1)[keys]))
+
+    def width(table):
+        low, high = resampled(table).intervals()["percentile"]["beta"]
+        return high - low
+
+    assert width(shared) > 1.5 * width(shared.drop(columns="draw"))
+
+
+def test_bca_agrees_with_the_formula_by_hand():
+    generator = np.random.default_rng(0)
+    values = generator.gamma(2.0, size=4000)
+    left_out = np.array([1.0, 2.0, 4.0, 9.0])
+    low, high = bca(values, float(np.median(values)), left_out)
+    spread = left_out.mean() - left_out
+    a = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+    z = 1.959963984540054
+    from scipy.stats import norm
+
+    expected = [np.quantile(values, norm.cdf(s * z / (1 - a * s * z))) for s in (-1, 1)]
+    assert (low, high) == pytest.approx(expected, rel=1e-3)
+    plain = percentile(values)
+    assert bca(values, float(np.median(values)), np.ones(4)) == pytest.approx(plain, rel=1e-3)
+
+
+def test_a_new_run_spreads_more_than_the_mean():
+    draws = resampled(loss_world(0.02))
+    point = {"N": np.array([5e4]), "D": np.array([2e4])}
+    (low, high), (run_low, run_high) = (percentile(x[:, 0]) for x in (draws.predict(point), draws.predict_run(point)))
+    assert run_low < low < high < run_high
+    assert run_high / run_low == pytest.approx(np.exp(2 * 1.96 * 0.02), rel=0.2)
+
+
+def test_variance_components_are_recovered():
+    generator = np.random.default_rng(0)
+    frame = loss_world(0.02, seeds=40).assign(draw=lambda f: f["seed"])
+    keys = frame.groupby(["fraction", "draw"]).ngroup().to_numpy()
+    subset = 0.03 * generator.standard_normal(keys.max() + 1)[keys] * (frame["fraction"] < 1)
+    data = fits.prepare(frame.assign(loss_best=frame["loss_best"] * np.exp(subset)), "loss_best")
+    found = components(data, data.log_loss)
+    assert found.subset == pytest.approx(0.03, rel=0.15)
+    everywhere = components(fits.prepare(loss_world(0.02, seeds=40), "loss_best"), data.log_loss - subset)
+    assert everywhere.seed == pytest.approx(0.02, rel=0.05)
+    assert everywhere.subset is None
+    once = fits.prepare(loss_world(0.02, seeds=1), "loss_best")
+    assert components(once, once.log_loss).seed is None
+
+
+def test_one_cluster_has_no_interval():
+    frame = loss_world(0.02).assign(run_id="only", N=1e5)
+    data = fits.prepare(frame, "loss_best")
+    with pytest.raises(UserError, match="all rows belong to one run"):
+        bootstrap(fits.fit(fits.load_law("power_d"), data))
+
+
+def test_a_large_table_gets_one_newton_step_per_draw_and_the_same_spread(monkeypatch):
+    from scaling import intervals
+
+    frame = loss_world(0.02, seeds=40).drop(columns=["fraction", "width", "depth"])
+    frame["N"] *= np.exp(0.01 * np.random.default_rng(0).standard_normal(len(frame)))
+    slow = np.std(resampled(frame, 300).parameters["beta"])
+    monkeypatch.setattr(intervals, "LINEAR", 500)
+    quick = resampled(frame, 300)
+    assert quick.method.endswith("one Newton step each")
+    assert np.std(quick.parameters["beta"]) == pytest.approx(slow, rel=0.25)
+
+
+def gains_by_hand(truth: dict[str, float], n: float, d: float) -> tuple[float, float]:
     def loss(n, d):
-        return p["E"] + p["A"] * n ** -p["alpha"] + p["B"] * d ** -p["beta"]
+        return truth["E"] + truth["A"] * n ** -truth["alpha"] + truth["B"] * d ** -truth["beta"]
 
     return 1 - loss(n, 2 * d) / loss(n, d), 1 - loss(2 * n, d) / loss(n, d)
 
 
-def test_the_verdict_is_data_where_data_pays_and_model_where_the_model_pays():
-    data_pays = loss_world(0.01, law=lambda N, D: 0.1 + 0.2 * N**-0.3 + 6 * D**-0.45)
-    model_pays = loss_world(0.01, law=lambda N, D: 0.1 + 6 * N**-0.4 + 0.2 * D**-0.3)
-    given = answers.answer(resampled(data_pays))
+def test_the_verdict_is_right_where_one_side_clearly_pays():
+    data_pays = loss_world(0.004, law=lambda N, D: 0.1 + 0.2 * N**-0.3 + 6 * D**-0.45)
+    model_pays = loss_world(0.004, law=lambda N, D: 0.1 + 6 * N**-0.4 + 0.2 * D**-0.3)
+    given = asked(data_pays)
     assert given.verdict == "more data"
     assert given.probability > 0.95
     truth = gains_by_hand({"E": 0.1, "A": 0.2, "B": 6, "alpha": 0.3, "beta": 0.45}, 1.4e5, 4.8e4)
     assert given.data.low < truth[0] < given.data.high
     assert (given.N, given.D) == (1.4e5, 4.8e4)
-    opposite = answers.answer(resampled(model_pays))
+    assert given.regret["data"] < given.regret["model"]
+    opposite = asked(model_pays)
     assert opposite.verdict == "a bigger model"
     assert opposite.probability < 0.05
     truth = gains_by_hand({"E": 0.1, "A": 6, "B": 0.2, "alpha": 0.4, "beta": 0.3}, 1.4e5, 4.8e4)
-    assert opposite.model.low < truth[1] < opposite.model.high
+    assert opposite.model.estimate == pytest.approx(truth[1], rel=0.1)
     assert opposite.next_cells == ()
 
 
+EVEN = loss_world(0.02, law=lambda N, D: 0.1 + N**-0.25 + (D * 1.4e5 / 4.8e4) ** -0.25)
+
+
 def test_where_both_pay_alike_it_cannot_be_told_and_cells_are_named():
-    even = loss_world(0.02, law=lambda N, D: 0.1 + N**-0.25 + (D * 1.4e5 / 4.8e4) ** -0.25)
-    given = answers.answer(resampled(even))
+    given = asked(EVEN)
     assert given.verdict == "cannot tell"
     assert 0.05 < given.probability < 0.95
     assert len(given.next_cells) == 3
@@ -99,33 +191,71 @@ def test_where_both_pay_alike_it_cannot_be_told_and_cells_are_named():
     assert "width" in words
 
 
+def test_the_size_at_which_both_help_alike_is_found():
+    """A N^-a = B D^-a there, as alpha = beta."""
+    quiet = loss_world(0.002, law=lambda N, D: 0.1 + 2 * N**-0.3 + 2 * D**-0.3)
+    balance = asked(quiet).balance
+    assert balance.low < 4.8e4 < balance.high
+    assert balance.estimate == pytest.approx(4.8e4, rel=0.3)
+    assert balance.inside
+
+
+def test_prices_decide_and_the_best_split_is_named():
+    draws = single(resampled(EVEN))
+    dear_data = answers.answer(draws, Costs(transition=1.0, gpu_hour=1.0, budget=200.0, hours=100.0))
+    dear_model = answers.answer(draws, Costs(transition=1e-4, gpu_hour=10.0, budget=1100.0, hours=100.0))
+    assert dear_data.verdict == "a bigger model"
+    assert dear_model.verdict == "more data"
+    assert dear_data.spending.bigger_model == pytest.approx(2.0)
+    assert dear_data.spending.more_data == pytest.approx(100.0)
+    assert dear_data.spending.data_share < 0.1
+    assert dear_model.spending.more_data == pytest.approx(1e6)
+    assert 0.05 < dear_model.spending.data_share < 0.1
+    assert "A budget of 200 buys 100 transitions, or a model 2.00 times as large" in answers.in_words(dear_data)
+
+
+@pytest.mark.parametrize(
+    ("costs", "said"),
+    [
+        (Costs(transition=1.0, gpu_hour=1.0), "no train_seconds .* --hours"),
+        (Costs(transition=1.0, gpu_hour=1.0, budget=5.0, hours=10.0), "budget of 5 does not pay .* once more"),
+    ],
+)
+def test_a_budget_that_buys_nothing_is_refused(costs, said):
+    with pytest.raises(UserError, match=said):
+        answers.answer(single(resampled(EVEN, 20)), costs)
+
+
+def test_laws_that_disagree_widen_the_answer():
+    """Two laws at half weight each: the gains mix, and the probability lies between theirs."""
+    steep = resampled(loss_world(0.01, law=lambda N, D: 0.1 + 0.2 * N**-0.3 + 6 * D**-0.45))
+    flat = resampled(loss_world(0.01, law=lambda N, D: 0.1 + 6 * N**-0.4 + 0.2 * D**-0.3))
+    both = answers.answer(Ensemble((steep, flat), (0.5, 0.5)))
+    assert both.probability == pytest.approx(0.5, abs=0.02)
+    assert both.verdict == "cannot tell"
+    assert both.laws == {"additive": 0.5}
+    alone = answers.answer(single(steep))
+    assert both.data.high - both.data.low > alone.data.high - alone.data.low
+
+
 def test_a_refused_fit_gives_no_probability():
     frame = loss_world(0.01)
-    given = answers.answer(resampled(frame[frame["N"].isin([9e3, 1.4e5])]))
+    given = asked(frame[frame["N"].isin([9e3, 1.4e5])])
     assert given.verdict == "cannot tell"
     assert given.probability is None
     assert "fewer than 3 levels of an input (N)" in given.reasons
     assert given.next_cells == ()
 
 
-def test_a_law_without_data_cannot_answer():
-    with pytest.raises(ValueError, match="power_n"):
-        answers.answer(resampled(loss_world(0.01), 10, "power_n"))
-
-
 def test_ties_count_half():
-    draws = resampled(loss_world(0.0, law=lambda N, D: 0.3 + 0 * N), 10)
-    same = dataclasses.replace(draws, theta=np.repeat(draws.fit.theta[None] * [1, 0, 0, 0, 0], 4, axis=0))
-    by_data, by_model = answers.gains(same, 1e5, 1e4)
-    assert (by_data == by_model).all()
+    draws = resampled(loss_world(0.01), 10)
+    flat = dataclasses.replace(draws, theta=np.array([[np.log(0.3), -40, -40, 0.1, 0.1]]))
+    given = answers.answer(single(flat))
+    assert given.probability == 0.5
 
 
-def test_study_compares_all_laws_and_prefers_the_true_one_out_of_sample():
-    looked_at = study(loss_world(0.004), draws=50)
-    table = looked_at.laws().set_index("law")
-    errors = table["log RMSE, largest D held out"]
-    assert set(table.index) == {"constant", "power_n", "power_d", "additive"}
-    assert errors.idxmin() == "additive"
-    parameters = looked_at.parameters().set_index("parameter")
-    assert (parameters["low"] <= parameters["estimate"]).all()
-    assert (parameters["estimate"] <= parameters["high"]).all()
+def test_objectives_without_delta_are_bootstrapped_too():
+    data = fits.prepare(loss_world(0.02), "loss_best")
+    draws = bootstrap(fits.fit(fits.load_law("additive"), data, Objective("log-mse")), 100)
+    low, high = draws.intervals()["percentile"]["beta"]
+    assert low < 0.45 < high

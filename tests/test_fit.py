@@ -1,7 +1,5 @@
 """Laws, solver and certificate: derivatives, planted truth, relations, degenerate tables."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,9 +8,8 @@ from scipy.optimize import least_squares, minimize
 from scaling import fit as fits, law as laws, newton
 from scaling.errors import UserError
 from scaling.objective import Objective
-from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 
-from conftest import loss_world
+from conftest import loss_world, with_specs
 
 TRUTH = {"E": 0.15, "A": 2.0, "B": 3.0, "alpha": 0.4, "beta": 0.45}
 
@@ -177,20 +174,6 @@ def test_unequal_draws_of_one_fraction_are_one_level():
     jitter = np.random.default_rng(0).uniform(0.7, 1.3, len(frame))
     two = frame.assign(D=frame["D"] * jitter)[frame["fraction"].isin([0.0625, 1.0])]
     assert "few_levels:D" in flags_of(two)
-
-
-def with_specs(frame: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
-    """The frame with the specs that could have made it, the learning rates in turn."""
-    specs = [
-        RunSpec(
-            model=ModelSpec(width=int(row.width), depth=1),
-            data=DataSpec(fraction=row.fraction, draw=int(row.seed), path=f"copy{row.seed}.hdf5"),
-            train=TrainSpec(learning_rate=rates[index % len(rates)]),
-            seed=int(row.seed),
-        )
-        for index, row in enumerate(frame.itertuples())
-    ]
-    return frame.assign(spec=[json.dumps(to_dict(spec)) for spec in specs], dataset="digest")
 
 
 def test_a_cell_is_all_that_the_spec_says_but_seed_draw_and_path():

@@ -48,7 +48,10 @@ BY_HAND = {
     ),
     "width_depth_data": (
         lambda p, x: (
-            p["E"] + p["A"] * x["width"] ** -p["alpha"] + p["C"] * x["depth"] ** -p["gamma"] + p["B"] * x["D"] ** -p["beta"]
+            p["E"]
+            + p["A"] * x["width"] ** -p["alpha"]
+            + p["C"] * x["depth"] ** -p["gamma"]
+            + p["B"] * x["D"] ** -p["beta"]
         ),
         {"E": 0.15, "A": 1.5, "C": 0.1, "B": 9.0, "alpha": 0.7, "gamma": 0.9, "beta": 0.4},
     ),
@@ -88,7 +91,9 @@ BY_HAND = {
 def inputs() -> pd.DataFrame:
     """A grid on which every law can be told: sizes from widths and depths, data, and passes over it."""
     fractions = np.geomspace(1e3, 1e6, 9)
-    grid = pd.DataFrame(list(itertools.product((16, 32, 64, 128), (1, 3, 8), fractions)), columns=["width", "depth", "D"])
+    grid = pd.DataFrame(
+        list(itertools.product((16, 32, 64, 128), (1, 3, 8), fractions)), columns=["width", "depth", "D"]
+    )
     grid["N"] = 4.0 * grid["depth"] * grid["width"] ** 2
     grid["exposures"] = np.tile([0.5, 2.0, 6.0, 20.0, 60.0], len(grid))[: len(grid)]
     return grid.astype(float)
@@ -128,7 +133,9 @@ def test_derivatives_of_the_objective_agree_with_finite_differences(name, kind, 
     for place in range(theta.shape[1]):
         shift = step * np.eye(theta.shape[1])[place]
         up, down = (problem.value(theta + s * shift, weight, y, problem.objective) for s in (1, -1))
-        np.testing.assert_allclose(gradient[:, place], (up - down) / (2 * step), rtol=1e-4, atol=1e-6 * np.abs(gradient).max())
+        np.testing.assert_allclose(
+            gradient[:, place], (up - down) / (2 * step), rtol=1e-4, atol=1e-6 * np.abs(gradient).max()
+        )
         up, down = (problem.derivatives(theta + s * shift, weight, y, problem.objective)[0] for s in (1, -1))
         np.testing.assert_allclose(
             hessian[:, place], (up - down) / (2 * step), rtol=1e-4, atol=1e-6 * np.abs(hessian).max()
@@ -193,7 +200,9 @@ def test_a_fixed_parameter_stays_and_the_rest_is_refitted(inputs):
     problem = fits.problem_of(found.law, data, found.how)
     start = found.theta.copy()
     start[3] = 0.5
-    held = newton.Problem(problem.surface, problem.log_loss, problem.objective, problem.low, problem.high, problem.summed, (3,))
+    held = newton.Problem(
+        problem.surface, problem.log_loss, problem.objective, problem.low, problem.high, problem.summed, (3,)
+    )
     moved = newton.solve(held, start[None], np.ones((1, data.rows)))
     assert moved.theta[0, 3] == 0.5
     assert moved.gradient_norm[0] <= newton.TOLERANCE

@@ -9,17 +9,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from matplotlib.axes import Axes
 from nbclient import NotebookClient
 
-from scaling import figures, plug, results
+from scaling import decision_figures as decisions, figures, results
 from scaling.cli import main
 from scaling.study import study
 
-from conftest import loss_world
+from conftest import loss_world, with_specs
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,24 +49,25 @@ def call(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_the_page_stands_alone_and_says_what_the_command_line_says(table, tmp_path):
-    code, said, _ = call("report", table, "--draws", 60, "--figures", tmp_path / "figures")
+    code, said, _ = call("report", table, "--bootstrap", 60, "--figures", tmp_path / "figures")
     assert code == 0
     page = (tmp_path / "t.html").read_text()
     verdict = said.splitlines()[0]
     assert verdict.startswith("Verdict: ")
     assert verdict in page
-    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 8
+    assert len(re.findall(r'<img src="data:image/png;base64,', page)) == 12
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "diverged: &lt;it&gt; did" in page
     assert "50 runs" in page
-    assert len(list((tmp_path / "figures").glob("*.png"))) == 8
+    assert "is out: needs" in page
+    assert len(list((tmp_path / "figures").glob("*.png"))) == 12
     assert plt.get_fignums() == []
 
 
 def test_the_answer_comes_as_words_and_as_json(table):
-    _, said, _ = call("answer", table, "--draws", 60)
+    _, said, _ = call("answer", table, "--law", "additive", "--bootstrap", 60)
     assert "P(data beats model) = " in said
-    code, plain, words = call("answer", table, "--draws", 60, "--json", "-")
+    code, plain, words = call("answer", table, "--law", "additive", "--bootstrap", 60, "--json", "-")
     told = json.loads(plain)
     assert code == 0
     assert words == said
@@ -74,15 +76,73 @@ def test_the_answer_comes_as_words_and_as_json(table):
 
 
 def test_fit_prints_what_it_writes(table, tmp_path):
-    code, said, _ = call("fit", table, "--draws", 60, "--json", tmp_path / "deep" / "fit.json")
+    code, said, _ = call("fit", table, "--bootstrap", 60, "--json", tmp_path / "deep" / "fit.json")
     told = json.loads((tmp_path / "deep" / "fit.json").read_text())
     assert code == 0
     assert "certified" in said
     assert told["certified"]
+    assert told["rows_used"] == 50
     assert told["rows_refused"] == {"failed run": 1}
-    for name, (low, high) in told["intervals"]["percentile"].items():
-        assert low <= told["theta"][name] <= high
+    assert set(told["theta"]) == {"E", "A", "B", "alpha", "beta"}
+    assert told["bootstrap"]["draws"] == 60
+    assert set(told["bootstrap"]["standard_errors"]) == set(told["theta"])
+    for kind in ("percentile", "bca"):
+        for name, (low, high) in told["intervals"][kind].items():
+            assert low < high
+            assert kind == "bca" or low <= told["theta"][name] <= high
     assert f"{told['theta']['beta']:.4g}" in said
+    wanted = ("objective", "delta", "gradient_norm", "hessian_condition", "starts", "agree", "flags", "seconds")
+    assert all(name in told for name in wanted)
+
+
+def test_a_foreign_csv_is_fitted_by_mapping_its_columns(tmp_path):
+    frame = loss_world(0.01).rename(columns={"N": "params", "loss_best": "val loss"})
+    frame = frame.assign(compute=6 * frame["params"] * frame["D"]).drop(columns=["D", "fraction", "width", "depth"])
+    frame.to_csv(tmp_path / "x.csv", index=False)
+    mapped = ("--column", "N=params", "--column", "D=compute / (6 * N)", "--column", "loss=val loss")
+    code, plain, _ = call("fit", tmp_path / "x.csv", *mapped, "--where", "seed == 0", "--bootstrap", 0, "--json", "-")
+    told = json.loads(plain)
+    assert code == 0
+    assert told["rows_used"] == 25
+    assert told["rows_refused"] == {"where seed == 0": 25}
+    assert told["intervals"] is None
+    assert told["theta"]["beta"] == pytest.approx(0.45, rel=0.2)
+
+
+def test_select_says_which_laws_survive(table):
+    code, plain, words = call("select", table, "--json", "-")
+    told = json.loads(plain)
+    assert code == 0
+    assert set(told["survivors"]) == {law["law"] for law in told["laws"] if law["survives"]}
+    assert "Best out of sample" in words
+    assert told["failed"]["repeated"].startswith("needs exposures")
+
+
+def test_answer_takes_prices_and_environments(tmp_path):
+    both = pd.concat([loss_world(0.01).assign(env=name) for name in ("a", "b")])
+    both.to_parquet(tmp_path / "both.parquet")
+    prices = ("--cost-per-transition", 0.01, "--cost-per-gpu-hour", 2, "--hours", 10, "--budget", 100)
+    asked = ("answer", tmp_path / "both.parquet", "--by", "env", "--law", "additive", "--bootstrap", 40)
+    code, plain, words = call(*asked, *prices, "--json", "-")
+    told = json.loads(plain)
+    assert code == 0
+    assert set(told["answers"]) == set(told["holm"]) == {"a", "b"}
+    assert told["answers"]["a"]["spending"]["budget"] == 100
+    assert "after Holm" in words
+
+
+def test_next_writes_a_sweep_and_power_reads_it(tmp_path):
+    frame = with_specs(loss_world(0.01), [1e-3]).assign(draw=lambda f: f["seed"])
+    frame["spec"] = frame["spec"].str.replace(r"copy\d.hdf5", "embedded:hopper-mini-v5", regex=True)
+    frame.to_parquet(tmp_path / "t.parquet")
+    code, _, said = call("next", tmp_path / "t.parquet", "--runs", 4, "--out", tmp_path / "more.yaml")
+    assert code == 0
+    assert said.count("of the variance") == 4
+    code, said, _ = call(
+        "power", tmp_path / "more.yaml", "--like", tmp_path / "t.parquet", "--repeats", "5", "--worlds", 10
+    )
+    assert code == 0
+    assert "(10 worlds each)" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(
@@ -90,11 +150,22 @@ def test_fit_prints_what_it_writes(table, tmp_path):
     [
         (["fit", "T", "--law", "aditive"], "did you mean 'additive'"),
         (["fit", "T", "--loss", "los"], "no column 'los'"),
-        (["answer", "T", "--law", "power_n"], "an answer needs a law in both N and D; power_n takes N"),
+        (["answer", "T", "--law", "power_n"], "an answer needs a law in N and D; power_n takes N"),
+        (["answer", "T", "--budget", "5"], "--budget needs --cost-per-transition"),
+        (["answer", "T", "--cost-per-gpu-hour", "5"], "give both --cost-per-transition"),
+        (["answer", "T", "--by", "env"], "no column 'env'"),
+        (["fit", "T", "--column", "N"], "must be NAME=VALUE: 'N'"),
+        (["fit", "T", "--column", "D=6*M"], "column D: cannot compute '6*M'"),
+        (["fit", "T", "--where", "width"], "where must be true or false"),
+        (["select", "T", "--loss", "status"], "row 0 holds 'done'"),
+        (["next", "T", "--narrow", "gama"], "nothing called 'gama' to narrow"),
+        (["power", "none.yaml", "--seed-sd", "0.1", "--set", "E=x"], "--set takes numbers"),
+        (["power", "none.yaml", "--set", "E=1"], "--seed-sd is needed"),
+        (["power", "none.yaml", "--like", "T", "--repeats", "0"], "--repeats must be at least 1"),
         (["fit", "none.parquet"], "none.parquet: no such file"),
         (["report", "none.parquet"], "none.parquet: no such file"),
         (["fit", "T", "--delta", "0"], "Invalid value for '--delta'"),
-        (["fit", "T", "--draws", "x"], "Invalid value for '--draws'"),
+        (["fit", "T", "--bootstrap", "x"], "Invalid value for '--bootstrap'"),
         (["plan"], "Missing argument 'SWEEP'"),
         (["fti"], "No such command 'fti'"),
     ],
@@ -115,7 +186,9 @@ def test_losses_that_have_no_logarithm_are_refused(tmp_path):
     assert "column 'loss_best' must be positive" in error
 
 
-@pytest.mark.parametrize("verb", ["plan", "run", "status", "collect", "fit", "answer", "report"])
+@pytest.mark.parametrize(
+    "verb", ["plan", "run", "status", "collect", "fit", "select", "answer", "next", "power", "report"]
+)
 def test_every_verb_explains_itself(verb):
     code, said, _ = call(verb, "--help")
     assert code == 0
@@ -124,16 +197,21 @@ def test_every_verb_explains_itself(verb):
 
 
 def test_figures_draw_every_run_and_label_axes_from_the_schema():
-    looked_at = study(loss_world(0.01), draws=30)
+    looked_at = study(loss_world(0.01), "additive", draws=30)
     drawn: list[Axes] = [
-        figures.loss_against(looked_at.fit, "D", "loss_best"),
-        figures.law_with_band(looked_at.bootstrap, "N", "loss_best"),
+        figures.loss_against(looked_at.ensemble, "D", "loss_best"),
+        figures.law_with_band(looked_at.ensemble, "N", "loss_best"),
+        decisions.contours(looked_at.ensemble, looked_at.answer),
+        decisions.tornado(looked_at.ensemble, looked_at.answer),
     ]
     points = [line for line in drawn[0].lines if line.get_linestyle() == "None"]
     assert sum(len(line.get_xdata()) for line in points) == 50
     assert drawn[0].get_xlabel() == "D [transitions]"
     assert drawn[1].get_xlabel() == "N [parameters]"
     assert max(np.max(line.get_xdata()) for line in drawn[1].lines[:1]) == pytest.approx(2 * 1.4e5)
+    cells = next(line for line in drawn[2].lines if line.get_label() == "configurations that were run")
+    assert len(cells.get_xdata()) == 50
+    assert len(drawn[3].patches) == 2
 
 
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
@@ -169,6 +247,5 @@ def test_fits_need_neither_torch_nor_ray():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_there_are_notebooks_and_laws():
+def test_there_are_notebooks():
     assert NOTEBOOKS
-    assert plug.names("laws") == ["additive", "constant", "power_d", "power_n"]

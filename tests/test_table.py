@@ -17,7 +17,9 @@ def foreign(rows: int = 40) -> pd.DataFrame:
     """A table as other people write it."""
     world = loss_world(0.01)[:rows]
     world["compute used"] = 6 * world["N"] * world["D"]
-    return world.rename(columns={"N": "params", "loss_best": "eval/loss"})[["params", "compute used", "eval/loss", "seed"]]
+    return world.rename(columns={"N": "params", "loss_best": "eval/loss"})[
+        ["params", "compute used", "eval/loss", "seed"]
+    ]
 
 
 def write(frame: pd.DataFrame, path: Path) -> Path:
@@ -47,7 +49,11 @@ def test_columns_are_mapped_from_names_and_expressions_in_every_format(tmp_path,
 @pytest.mark.parametrize(
     ("columns", "where", "said"),
     [
-        ({"N": "parms"}, None, r"column N: cannot compute 'parms' .*did you mean 'params'.*columns: params, compute used"),
+        (
+            {"N": "parms"},
+            None,
+            r"column N: cannot compute 'parms' .*did you mean 'params'.*columns: params, compute used",
+        ),
         ({"N": "params +"}, None, "column N: cannot compute"),
         ({"N": "params.values.tobytes()"}, None, "column N: .* gives bytes, not a column"),
         ({}, "params", "where must be true or false for every row: 'params'"),
