@@ -29,6 +29,9 @@ notebooks: .venv/installed-test
 benchmarks: .venv/installed-test
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.fits
+	$(BIN)/python -m benchmarks.coverage
+	$(BIN)/python -m benchmarks.size_test
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -97,25 +97,19 @@ def main() -> None:
     print("|---|---|---|---|")
     for row in timed:
         print(f"| {row['noise']:g} | {row['fit']:.2f} | {row['refits']:.1f} | {row['failures']} |")
-    print(
-        f"\nObjective against {STARTS} starts of trust-exact\n\n| table | law | ours / SciPy - 1 | agree | CPU s | SciPy |"
-    )
-    print("|---|---|---|---|---|---|")
-    compared = []
+    print(f"\nObjective against {STARTS} starts of trust-exact\n")
+    print("| table | law | ours / SciPy - 1 | agree | CPU s | SciPy |\n|---|---|---|---|---|---|")
+    compared, worst = [], -np.inf
     for law, name, frame in tables(options.tables):
         form = fits.load_law(law)
         begin = time.process_time()
         found = fits.fit(form, fits.prepare(frame, "loss", tuple(dict.fromkeys((*form.inputs, "N", "D")))))
         took = time.process_time() - begin
         lowest, theirs = scipy_lowest(found)
-        compared.append(
-            {"table": name, "law": law, "excess": found.objective / lowest - 1, "cpu": took, "scipy": theirs}
-        )
-        print(
-            f"| {name} | {law} | {found.objective / lowest - 1:.1e} | {found.agree}/64 | {took:.2f} | {theirs:.1f} |",
-            flush=True,
-        )
-    worst = max(row["excess"] for row in compared)
+        excess = found.objective / lowest - 1
+        worst = max(worst, excess)
+        compared.append({"table": name, "law": law, "excess": excess, "cpu": took, "scipy": theirs})
+        print(f"| {name} | {law} | {excess:.1e} | {found.agree}/64 | {took:.2f} | {theirs:.1f} |", flush=True)
     print(f"\nLargest excess over SciPy: {worst:.1e}")
     if options.json:
         options.json.write_text(json.dumps({"seconds": timed, "objective": compared}, indent=2))

@@ -127,6 +127,7 @@ def _reasons(draws: Ensemble) -> list[str]:
         for member in draws.members
         if member.failures > 0.01 * member.draws
     ]
+    found += [f"{count:,} rows left out ({reason})" for reason, count in draws.data.refused.items()]
     if all("N" not in fit.law.inputs for fit in draws.fits):
         found.append("every law that survives does without N")
     return found

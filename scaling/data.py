@@ -111,6 +111,16 @@ def subset(data: Data, keep: np.ndarray) -> Data:
     )
 
 
+def thin(data: Data, rows: int, seed: int = 0) -> Data:
+    """At most ``rows`` rows, drawn at random; the others are counted among those left out."""
+    if data.rows <= rows:
+        return data
+    keep = np.zeros(data.rows, bool)
+    keep[np.random.default_rng(seed).choice(data.rows, rows, replace=False)] = True
+    reason = {"not in the random sample that stands for a large table": data.rows - rows}
+    return dataclasses.replace(subset(data, keep), refused=dict(data.refused) | reason)
+
+
 def levels(data: Data, name: str) -> np.ndarray:
     """(row,) level of an input; draws of one fraction differ in size and yet are one level of D."""
     by_fraction = name == "D" and "fraction" in data.frame and data.frame["fraction"].notna().all()

@@ -39,12 +39,12 @@ class Ensemble:
 
     def loss(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:
         """Mean loss, (draw, point), at points (N, D)."""
-        counts = [max(1, round(weight * DRAWS)) for weight in self.weights]
+        total = max(DRAWS, *(len(member.theta) for member in self.members))
         inputs = self._inputs(n, d)
         parts = []
-        for member, count in zip(self.members, counts, strict=True):
-            rows = np.arange(count) % len(member.theta) if count <= len(member.theta) else np.arange(len(member.theta))
-            parts.append(member.fit.predict(inputs, member.theta[rows]))
+        for member, weight in zip(self.members, self.weights, strict=True):
+            rows = np.arange(max(1, round(weight * total))) % len(member.theta)
+            parts.append(member.fit.predict(inputs, member.theta)[rows])
         return np.concatenate(parts)
 
     def estimate(self, n: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from scaling.table import Table
 STARTS = 64
 SAME = 1e-6
 """Relative difference of objectives within which two starts are said to agree."""
-MANY_ROWS = 4000
+MANY_ROWS = 1000
 """With more rows, starts are first run on a random sample of this size, and only what they find on all rows."""
 FINALISTS = 6
 

@@ -7,6 +7,7 @@ least-squares fit, because a robust fit passes exactly through as many rows as i
 never be perturbed. How often these intervals cover is measured by ``python -m benchmarks.coverage``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ JACKKNIFE = 200
 """Most groups of clusters that are left out one at a time."""
 SHARE = 0.3
 """Of the lowest loss: the size at which a vanished term is given a second chance in refits."""
+PORTION = 2e7
+"""Draws times rows that are refitted at once."""
 WORK = 4e7
 """Draws times rows up to which the default number of draws is kept; larger tables get fewer draws, but at least 200."""
 LINEAR = 200_000
@@ -113,19 +116,37 @@ def bootstrap(fitted: Fit, draws: int | None = None, seed: int = 0) -> Bootstrap
 
 
 def _pairs(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    data, clusters = fitted.data, fitted.data.clusters
-    times = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(float)
-    return _refit(fitted, problem_of(fitted.law, data, fitted.how), times, data.cluster)
+    clusters = fitted.data.clusters
+    share = np.full(clusters, 1 / clusters)
+    return _refit(fitted, draws, lambda some: generator.multinomial(clusters, share, size=some.stop - some.start))
 
 
 def _wild(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     data, surface = fitted.data, surface_of(fitted.law, fitted.data)
-    widen = stdtrit(data.clusters - 1, 0.975) / ndtri(0.975)
-    weight = generator.choice(np.concatenate([-WEBB, WEBB]), (draws, data.clusters))[:, data.cluster]
-    losses = surface.value(fitted.theta[None]) + widen * _jackknife_residuals(fitted) * weight
-    problem = newton.problem(fitted.law, surface, losses, fitted.how)
-    found = _lowest(problem, _beginnings(fitted), np.ones(losses.shape))
-    return found.theta, found.converged
+    mean, residual = surface.value(fitted.theta[None]), _widening(data.clusters) * _jackknife_residuals(fitted)
+    beginnings = _beginnings(fitted)
+    parts = []
+    for some in _slices(draws, data.rows):
+        losses = mean + residual * _webb(generator, some.stop - some.start, data.clusters)[:, data.cluster]
+        problem = newton.problem(fitted.law, surface, losses, fitted.how)
+        parts.append(_lowest(problem, beginnings, np.ones(losses.shape)))
+    return np.concatenate([part.theta for part in parts]), np.concatenate([part.converged for part in parts])
+
+
+def _webb(generator: np.random.Generator, draws: int, clusters: int) -> np.ndarray:
+    """(draw, cluster) Webb's six-point weights."""
+    return generator.choice(np.concatenate([-WEBB, WEBB]), (draws, clusters))
+
+
+def _widening(clusters: int) -> float:
+    """T's quantile over the normal one."""
+    return float(stdtrit(clusters - 1, 0.975) / ndtri(0.975))
+
+
+def _slices(draws: int, rows: int) -> list[slice]:
+    """Draws in portions that fit in memory."""
+    size = max(1, int(PORTION / rows))
+    return [slice(begin, min(begin + size, draws)) for begin in range(0, draws, size)]
 
 
 def _jackknife_residuals(fitted: Fit) -> np.ndarray:
@@ -151,23 +172,23 @@ def _jackknife_residuals(fitted: Fit) -> np.ndarray:
 
 
 def _one_step(fitted: Fit, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Theta - H^-1 sum_c v_c g_c, with g_c a cluster's gradient: the refit to first order."""
-    data, how = fitted.data, fitted.how
+    """Theta - H^-1 sum_c v_c g_c, with g_c a cluster's gradient and v_c its weight: the refit to first order."""
+    data, how, clusters = fitted.data, fitted.how, fitted.data.clusters
     problem = problem_of(fitted.law, data, how)
     found = problem.surface.expand(fitted.theta[None])
     slope, _ = how.derivatives(data.log_loss[None], found.value)
-    slope = slope / how.scale(data.log_loss)
-    rows = found.gradient[0] * slope
+    rows = found.gradient[0] * (slope / how.scale(data.log_loss))
     by_cluster = np.stack([np.bincount(data.cluster, row) for row in rows], axis=1)
     _, hessian = problem.derivatives(fitted.theta[None], np.ones((1, data.rows)), data.log_loss[None], how)
     free = np.flatnonzero((fitted.theta > problem.low) & (fitted.theta < problem.high))
-    clusters = data.clusters
-    times = np.stack([np.bincount(generator.integers(0, clusters, clusters), minlength=clusters) for _ in range(draws)])
-    step = np.zeros((draws, len(fitted.theta)))
-    step[:, free] = np.linalg.lstsq(hessian[0][np.ix_(free, free)], ((times - 1) @ by_cluster)[:, free].T, rcond=None)[
-        0
-    ].T
-    return fitted.theta - step
+    if clusters > FEW:
+        drawn = (np.bincount(generator.integers(0, clusters, clusters), minlength=clusters) - 1 for _ in range(draws))
+        pull = np.stack([times @ by_cluster for times in drawn])
+    else:
+        pull = _widening(clusters) * _webb(generator, draws, clusters) @ by_cluster
+    theta = np.repeat(fitted.theta[None], draws, axis=0)
+    theta[:, free] -= np.linalg.lstsq(hessian[0][np.ix_(free, free)], pull[:, free].T, rcond=None)[0].T
+    return theta
 
 
 def _jackknife(fitted: Fit) -> np.ndarray:
@@ -175,28 +196,25 @@ def _jackknife(fitted: Fit) -> np.ndarray:
     if data.rows >= LINEAR:
         return fitted.theta[None]
     groups = min(data.clusters, JACKKNIFE)
-    kept = 1.0 - np.eye(groups)[:, np.arange(data.clusters) % groups]
-    theta, sound = _refit(fitted, problem_of(fitted.law, data, fitted.how), kept, data.cluster)
+    group = np.arange(data.clusters) % groups
+    theta, sound = _refit(fitted, groups, lambda some: np.arange(some.start, some.stop)[:, None] != group)
     return theta[sound]
 
 
-def _refit(
-    fitted: Fit, problem: newton.Problem, times: np.ndarray, cluster: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Refits with each cluster counted so many times, a slice of draws at a time; a failure is tried once more."""
-    theta = np.repeat(fitted.theta[None], len(times), axis=0)
-    kept = np.zeros(len(times), bool)
+def _refit(fitted: Fit, draws: int, times_of: Callable[[slice], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Refits with each cluster counted so many times, (draw, cluster); a failure is tried once more."""
+    problem, cluster = problem_of(fitted.law, fitted.data, fitted.how), fitted.data.cluster
+    theta = np.repeat(fitted.theta[None], draws, axis=0)
+    kept = np.zeros(draws, bool)
     beginnings = _beginnings(fitted)
-    slice_size = max(1, int(2e7 / len(cluster)))
-    for begin in range(0, len(times), slice_size):
-        some = slice(begin, begin + slice_size)
-        weight = times[some][:, cluster]
+    for some in _slices(draws, len(cluster)):
+        weight = times_of(some).astype(float)[:, cluster]
         found = _lowest(problem, beginnings, weight)
         theta[some], kept[some] = found.theta, found.converged
         failed = np.flatnonzero(~found.converged)
         if len(failed):
             again = newton.solve(problem, np.repeat(fitted.theta[None], len(failed), axis=0), weight[failed])
-            theta[begin + failed], kept[begin + failed] = again.theta, again.converged
+            theta[some.start + failed], kept[some.start + failed] = again.theta, again.converged
     return theta, kept
 
 

@@ -2,7 +2,8 @@
 
 Laws are compared on rows that they were not fitted to: the dearer part of the table (rolling origin), the largest N,
 the largest D. Two laws are *indistinguishable* when the paired bootstrap interval of their difference in squared
-hold-out error contains zero, or their AICc differ by less than :data:`CLOSE`. In-sample fit decides nothing.
+hold-out error contains zero, when their AICc differ by less than :data:`CLOSE`, or when AICc prefers the one and hold-out
+errors, not far apart, the other. In-sample fit alone decides nothing.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pandas as pd
 from scipy.optimize import nnls
 
 from scaling import newton, plug
-from scaling.data import Data, levels, prepare, subset
+from scaling.data import Data, levels, prepare, subset, thin
 from scaling.errors import UserError
 from scaling.fit import Fit, fit, load_law, problem_of
 from scaling.flags import REFUSING, explain
@@ -25,7 +26,11 @@ ORIGINS = (0.5, 2 / 3, 5 / 6)
 """Shares of the cost levels that the rolling origin fits; the rest is predicted."""
 CLOSE = 2.0
 """Difference of AICc below which two laws are not told apart."""
+FAR = 4.0
+"""Ratio of mean squared hold-out errors from which AICc is not asked."""
 DRAWS = 2000
+LARGEST = 2000
+"""Rows beyond this are sampled: many laws are fitted many times."""
 STARTS = 16
 """Of each fit to what is left when rows are held out."""
 KNOWN = ("N", "D", "width", "depth", "exposures")
@@ -98,7 +103,7 @@ def inputs_of(frame: pd.DataFrame) -> tuple[str, ...]:
 
 
 def prepare_all(table: Table, loss: str, cluster: str | None = None) -> Data:
-    """The rows of a table with every input that it has.
+    """The rows of a table with every input that it has; a sample of a very large one.
 
     Raises:
         UserError: it has neither N nor D, or cannot be used.
@@ -108,7 +113,7 @@ def prepare_all(table: Table, loss: str, cluster: str | None = None) -> Data:
     inputs = inputs_of(done)
     if not {"N", "D"} & set(inputs):
         inputs = ("N", "D")  # says what is missing
-    return prepare(table, loss, inputs, cluster)
+    return thin(prepare(table, loss, inputs, cluster), LARGEST)
 
 
 def holds_of(data: Data) -> list[Hold]:
@@ -196,8 +201,8 @@ def _compare(
     alive = [
         f
         for f in ranked
-        if aicc[f.law.name] - aicc[best.law.name] < CLOSE
-        or _no_worse(table[f.law.name], table[best.law.name], cluster, generator)
+        if _no_worse(table[f.law.name], table[best.law.name], cluster, generator)
+        or _disputed(aicc[f.law.name] - aicc[best.law.name], scores[f.law.name] / max(scores[best.law.name], 1e-300))
     ]
     weights = _stack([table[f.law.name] for f in alive])
     share = {f.law.name: float(w) for f, w in zip(alive, weights, strict=True)}
@@ -215,6 +220,11 @@ def _no_worse(error: np.ndarray, best: np.ndarray, cluster: np.ndarray, generato
     size = np.bincount(numbers)
     drawn = generator.multinomial(len(size), np.full(len(size), 1 / len(size)), size=DRAWS)
     return bool(np.quantile((drawn @ excess) / (drawn @ size), 0.025) <= 0)
+
+
+def _disputed(aicc: float, error: float) -> bool:
+    """Whether AICc is about the same; or contradicts hold-out errors that are not far apart."""
+    return abs(aicc) < CLOSE or (aicc < 0 and error < FAR)
 
 
 def _stack(errors: list[np.ndarray]) -> np.ndarray:

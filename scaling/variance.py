@@ -41,8 +41,10 @@ def components(data: Data, residual: np.ndarray) -> Components:
     shared = _shared(data, deviation, shrink, repeated)
     if shared is None:
         return Components(float(np.sqrt(total)), None)
+    drawn = repeated & (data.frame["fraction"] < 1).to_numpy()
     between = min(max(shared, 0.0), total)
-    return Components(float(np.sqrt(total - between)), float(np.sqrt(between)))
+    seed = total - between * float(shrink[drawn].sum() / shrink[repeated].sum())  # all data have no subset
+    return Components(float(np.sqrt(seed)), float(np.sqrt(between)))
 
 
 def _shared(data: Data, deviation: np.ndarray, shrink: np.ndarray, repeated: np.ndarray) -> float | None:

@@ -243,3 +243,10 @@ def test_a_study_carries_selection_variance_and_test():
         studies.study(loss_world(0.004), "power_n")
     with pytest.raises(UserError, match="needs both N and D to vary; D is missing"):
         studies.study(loss_world(0.004).drop(columns="D"))
+
+
+def test_a_large_table_is_sampled_for_the_comparison_and_says_so(monkeypatch):
+    monkeypatch.setattr(selection, "LARGEST", 20)
+    data = selection.prepare_all(Table(loss_world(0.01)), "loss_best")
+    assert data.rows == 20
+    assert data.refused == {"not in the random sample that stands for a large table": 30}
