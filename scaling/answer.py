@@ -203,7 +203,7 @@ def _size(test: NullTest) -> str:
     if test.matters:
         said = "Model size matters"
     elif test.negligible:
-        said = "Model size does not help: its effect is within one standard deviation of a run"
+        said = "Model size does not help: its effect is within the margin"
     else:
         said = "Whether model size matters is not shown"
     return f"{said} (p = {test.p:.3f} for no effect; {effect}, margin {test.margin:.3g})."

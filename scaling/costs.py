@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scaling.data import levels
 from scaling.ensemble import Ensemble
 from scaling.errors import UserError
 from scaling.intervals import percentile
@@ -79,11 +80,12 @@ def spend(draws: Ensemble, costs: Costs, n: float, d: float) -> Spending:
 
 
 def _hours(draws: Ensemble, n: float, d: float) -> float:
-    frame = draws.data.frame
+    frame, amount = draws.data.frame, levels(draws.data, "D")
     if "train_seconds" not in frame or not frame["train_seconds"].notna().all():
         raise UserError(
             "the table has no train_seconds to tell what a bigger model costs; say with --hours how long the "
             "largest model takes to train on all data"
         )
-    top = frame[(frame["N"] == n)]
-    return float(top["train_seconds"].mean()) / 3600
+    top = frame[(frame["N"] == n).to_numpy() & (amount == amount.max())]
+    seconds = top["train_seconds"].mean() if len(top) else frame.loc[frame["N"] == n, "train_seconds"].max()
+    return float(seconds) / 3600

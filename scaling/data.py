@@ -13,6 +13,8 @@ from scaling.table import Table
 
 ROW, CELL, SUBSET, RUN = "row", "cell", "subset", "run"
 RUN_COLUMNS = ("run_id", "run", "run_name", "run_uid", "trial")
+WITHIN = 2.0
+"""Largest ratio of transitions between random subsets of one fraction."""
 SETTINGS = ("kind", "width", "depth", "context", "fraction")
 
 
@@ -77,6 +79,8 @@ def prepare(table: Table | pd.DataFrame, loss: str, inputs: tuple[str, ...], clu
         refused["failed run"] = int((frame["status"] == "failed").sum())
         frame = frame[frame["status"] != "failed"]
     frame = frame.reset_index(drop=True)
+    if "fraction" in frame and not _is_share_of_data(frame):
+        frame = frame.drop(columns="fraction")
     if len(frame) < 2:
         raise UserError(f"{len(frame)} usable row(s); a fit needs at least 2")
     values = {name: _positive(frame, name) for name in (loss, *inputs)}
@@ -112,12 +116,14 @@ def subset(data: Data, keep: np.ndarray) -> Data:
 
 
 def thin(data: Data, rows: int, seed: int = 0) -> Data:
-    """At most ``rows`` rows, drawn at random; the others are counted among those left out."""
+    """About ``rows`` rows at most, drawn at random, with those of the largest inputs; the others count as left out."""
     if data.rows <= rows:
         return data
     keep = np.zeros(data.rows, bool)
     keep[np.random.default_rng(seed).choice(data.rows, rows, replace=False)] = True
-    reason = {"not in the random sample that stands for a large table": data.rows - rows}
+    for x in data.log_x.values():
+        keep[int(np.argmax(x))] = True
+    reason = {"not in the random sample that stands for a large table": int((~keep).sum())}
     return dataclasses.replace(subset(data, keep), refused=dict(data.refused) | reason)
 
 
@@ -167,6 +173,16 @@ def _units(frame: pd.DataFrame, cell: np.ndarray, cluster: str | None) -> tuple[
     return (CELL, cell) if cell.max() + 1 < len(frame) else (ROW, np.arange(len(frame)))
 
 
+def _is_share_of_data(frame: pd.DataFrame) -> bool:
+    """Whether ``fraction`` says how much data a run saw: then D hardly varies within one."""
+    share = pd.to_numeric(frame["fraction"], errors="coerce")
+    amount = pd.to_numeric(frame["D"], errors="coerce") if "D" in frame else share
+    if not (share > 0).all() or not (share <= 1).all() or not (amount > 0).all():
+        return False
+    spread = amount.groupby(share).agg(["min", "max"])
+    return bool((spread["max"] < WITHIN * spread["min"]).all())
+
+
 def _numbers(frame: pd.DataFrame, columns: list[str]) -> np.ndarray:
     return frame.groupby(columns, sort=False, dropna=False).ngroup().to_numpy()
 
@@ -178,10 +194,15 @@ def _positive(frame: pd.DataFrame, name: str) -> np.ndarray:
     if bad.any():
         row = int(np.argmax(bad))
         raise UserError(
-            f"column {name!r} must be positive to take its logarithm; row {row} holds {frame[name].iloc[row]!r} "
+            f"column {name!r} must be positive to take its logarithm; row {row} holds {_shown(frame[name].iloc[row])} "
             f"({int(bad.sum())} such rows of {len(frame)}); repair them, or leave them out with --where"
         )
     return values
+
+
+def _shown(value: object) -> str:
+    """A value as the user wrote it."""
+    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def _refuse_repeated(frame: pd.DataFrame, values: list[str]) -> None:

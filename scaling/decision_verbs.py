@@ -16,7 +16,19 @@ from scaling.errors import UserError
 from scaling.law import Law
 from scaling.objective import Objective
 from scaling.table import Table, read
-from scaling.verb_options import COSTS, FIT_OPTIONS, JSON, LAW, MARGIN, PATH, TABLE_OPTIONS, options, pairs, write_json
+from scaling.verb_options import (
+    COSTS,
+    FIT_OPTIONS,
+    JSON,
+    LAW,
+    MARGIN,
+    PATH,
+    TABLE_OPTIONS,
+    Positive,
+    options,
+    pairs,
+    write_json,
+)
 
 
 @click.command("answer")
@@ -48,7 +60,7 @@ def answer_verb(
     how = Objective(objective, delta)
 
     def run(rows: Table) -> study.Study:
-        return study.study(rows, law, loss, how, draws or None, costs=costs, margin=margin, cluster=cluster)
+        return study.study(rows, law, loss, how, _asked(draws), costs=costs, margin=margin, cluster=cluster)
 
     rows = read(table, column, where)
     to_stderr = json_path == Path("-")
@@ -64,6 +76,12 @@ def answer_verb(
         click.echo(f"{by} = {value}: no effect of model size, p = {p:.3f} after Holm", err=to_stderr)
     answered = {value: answers.to_json(one.answer) for value, one in found.items()}
     write_json(json_path, {"by": by, "answers": answered, "holm": adjusted})
+
+
+def _asked(draws: int | None) -> int | None:
+    if draws == 0:
+        raise UserError("a verdict needs a bootstrap: --bootstrap must be at least 2")
+    return draws
 
 
 def _costs(transition: float | None, gpu_hour: float | None, budget: float | None, hours: float | None) -> Costs | None:
@@ -113,10 +131,13 @@ def next_verb(
         raise UserError(f"law {law} cannot say what to run next: {fitted.refusal}")
     n, d = float(data.frame["N"].max()), float(data.frame["D"].max())
     cells = design.next_cells(fitted, n, d, runs, narrow)
+    known = "spec" in data.frame
+    if out is not None and not known:
+        raise UserError("the table holds no specs, so no sweep can be written; without --out the cells are printed")
     for cell in cells:
-        click.echo(f"run {cell.in_words()} (leaves {cell.variance_left:.1%} of the variance)", err=True)
+        click.echo(f"run {cell.in_words()} (leaves {cell.variance_left:.1%} of the variance)", err=known)
     write_json(json_path, {"narrow": narrow, "law": law, "cells": [dataclasses.asdict(cell) for cell in cells]})
-    if json_path is not None and "spec" not in data.frame and out is None:
+    if not known:
         return
     text = design.sweep_yaml(fitted, cells, out.stem if out else f"{table.stem}_next")
     if out is None:
@@ -139,9 +160,7 @@ def next_verb(
     help="A number of the law, such as E=0.2.",
 )
 @click.option("--like", type=PATH, help="Take the law's numbers and the noise from this table instead.")
-@click.option(
-    "--seed-sd", type=click.FloatRange(0, min_open=True), help="Standard deviation of log loss between seeds."
-)
+@click.option("--seed-sd", type=Positive(), help="Standard deviation of log loss between seeds.")
 @click.option(
     "--subset-sd", type=click.FloatRange(0), help="The same between random subsets of the data.  [default: 0]"
 )
@@ -184,6 +203,8 @@ def _assumed(
     form: Law, numbers: dict[str, str], like: Path | None, seed_sd: float | None, subset_sd: float | None
 ) -> tuple[Callable[[pd.DataFrame], np.ndarray], tuple[float, float]]:
     """The true loss by row, and its noise."""
+    if like is not None and numbers:
+        raise UserError("--set and --like exclude each other: the numbers come from one of them")
     if like is None:
         if seed_sd is None:
             raise UserError("--seed-sd is needed: the standard deviation of log loss between seeds, such as 0.02")
@@ -259,7 +280,7 @@ def report_verb(
     costs = _costs(cost_per_transition, cost_per_gpu_hour, budget, hours)
     rows = read(table, column, where)
     how = Objective(objective, delta)
-    looked_at = study.study(rows, law, loss, how, draws or None, costs=costs, margin=margin, cluster=cluster)
+    looked_at = study.study(rows, law, loss, how, _asked(draws), costs=costs, margin=margin, cluster=cluster)
     out = out or table.with_suffix(".html")
     reports.write(looked_at, out, title=table.stem, figures_folder=figures)
     click.echo(answers.in_words(looked_at.answer))

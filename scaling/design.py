@@ -20,7 +20,8 @@ from scaling.law import names
 
 VERDICT, DATA_GAIN, MODEL_GAIN = "verdict", "data_gain", "model_gain"
 QUANTITIES = (VERDICT, DATA_GAIN, MODEL_GAIN)
-STEP = 1e-4
+MOST = 60
+"""Sizes, and amounts of data, among which runs are proposed."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,23 @@ class Cell:
 
 
 def candidates(fitted: Fit) -> pd.DataFrame:
-    """A row per configuration that could be run: every size of the table with every share of its data."""
+    """A row per configuration that could be run: every size of the table with every amount of its data."""
     frame = fitted.data.frame
-    known = [name for name in SETTINGS if name in frame]
+    by_fraction = "fraction" in frame
+    known = [name for name in SETTINGS if name in frame and name != "fraction"]
     extra = [name for name in fitted.law.inputs if name not in (*known, "N", "D")]
-    sizes = frame.groupby([k for k in known if k != "fraction"] or ["N"], dropna=False, as_index=False).first()
-    amounts = frame.groupby("fraction" if "fraction" in known else "D", as_index=False)[["D", *extra]].mean(
-        numeric_only=True
-    )
-    amounts = amounts if "fraction" in known else amounts.drop_duplicates("D")
-    left = [name for name in (*known, "N", *extra) if name != "fraction" and name not in amounts and name in sizes]
-    return sizes[left].merge(amounts, how="cross")
+    sizes = frame.drop_duplicates([*known, "N"])[[*known, "N"]]
+    amounts = frame.groupby("fraction" if by_fraction else "D", as_index=False)[
+        ["D", *extra] if by_fraction else extra or ["N"]
+    ].mean()
+    amounts = amounts[[*(["fraction"] if by_fraction else []), "D", *extra]]
+    return _spread(sizes, "N").merge(_spread(amounts, "D"), how="cross")
+
+
+def _spread(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """At most :data:`MOST` rows, evenly over the ranks of a column."""
+    places = np.unique(np.linspace(0, len(frame) - 1, MOST).round().astype(int))
+    return frame.sort_values(by).iloc[places] if len(frame) > MOST else frame
 
 
 def next_cells(fitted: Fit, n: float, d: float, count: int, quantity: str = VERDICT) -> tuple[Cell, ...]:
@@ -70,6 +77,8 @@ def next_cells(fitted: Fit, n: float, d: float, count: int, quantity: str = VERD
 
     """
     contrast = _contrast(fitted, n, d, quantity)
+    if not np.abs(contrast).max() > 0:
+        raise UserError(f"{quantity} is the same whatever the numbers of law {fitted.law.name}; nothing narrows it")
     options = candidates(fitted)
     g = _derivative(fitted, options)
     rows = _derivative(fitted, fitted.data.frame)

@@ -56,7 +56,7 @@ class Ensemble:
     def _inputs(self, n: np.ndarray, d: np.ndarray) -> dict[str, np.ndarray]:
         inputs = {"N": np.asarray(n, float), "D": np.asarray(d, float)}
         frame = self.data.frame
-        if "exposures" in frame and "D" in frame:
+        if "exposures" in self.data.log_x:
             inputs["exposures"] = float((frame["exposures"] * frame["D"]).median()) / inputs["D"]
         return inputs
 

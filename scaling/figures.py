@@ -43,13 +43,13 @@ def loss_against(draws: Ensemble, along: str, loss: str, axes: Axes | None = Non
     shown = values[np.unique(np.linspace(0, len(values) - 1, MOST_CURVES).round().astype(int))]
     colours = dict(zip(values, sns.color_palette(PALETTE, len(values)), strict=True))
     smooth = np.geomspace(frame[along].min(), frame[along].max(), 100)
-    for value, rows in frame.groupby(level, sort=True):
-        named = f"{value:,.0f}" if value in shown else None
-        axes.plot(rows[along], rows[loss], "o", color=colours[value], alpha=0.75, markersize=5, label=named)
-        if value in shown:
-            axes.plot(smooth, draws.estimate(*_point(along, smooth, float(value))), color=colours[value], linewidth=1.5)
+    places = np.searchsorted(values, level.to_numpy())
+    axes.scatter(frame[along], frame[loss], c=np.array(list(colours.values()))[places], alpha=0.75, s=24)
+    for value in shown:
+        named = {"color": colours[value], "label": f"{value:,.0f}", "linewidth": 1.5}
+        axes.plot(smooth, draws.estimate(*_point(along, smooth, float(value))), **named)
     log_axes(axes, along, loss)
-    axes.legend(title=results.label(other), fontsize="small", title_fontsize="small")
+    axes.legend(title=results.label(other), fontsize="small", title_fontsize="small", loc="upper right")
     axes.set_title(f"Loss against {along}; lines: {', '.join(fit.law.name for fit in draws.fits)}")
     return axes
 

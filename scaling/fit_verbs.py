@@ -1,5 +1,6 @@
 """The verbs that fit and compare laws on a table."""
 
+import sys
 from pathlib import Path
 
 import click
@@ -34,7 +35,12 @@ def fit_verb(
     """Fit one law to TABLE and say how far its numbers can be trusted."""
     form = fits.load_law(law)
     rows = read(table, column, where)
-    extra = [name for name in selection.inputs_of(_done(rows)) if name in ("N", "D")]
+    done = _done(rows)
+    extra = [
+        name
+        for name in selection.inputs_of(done)
+        if name in ("N", "D") and (pd.to_numeric(done[name], errors="coerce") > 0).all()
+    ]
     inputs = tuple(dict.fromkeys((*form.inputs, *extra)))
     data = fits.prepare(rows, study.loss_column(rows.frame, loss), inputs, cluster)
     fitted = fits.fit(form, data, Objective(objective, delta))
@@ -113,7 +119,7 @@ def select_verb(
     rows = read(table, column, where)
     data = selection.prepare_all(rows, study.loss_column(rows.frame, loss), cluster)
     found = selection.select(data, Objective(objective, delta))
-    shown = Console(stderr=json_path == Path("-"))
+    shown = Console(stderr=json_path == Path("-"), width=None if sys.stdout.isatty() else 160)
     listing = Listing("law", "survives", "weight", *(f"log RMSE, {hold}" for hold in found.holds), "AICc")
     for c in found.candidates:
         errors = [f"{c.rmse(hold):.4f}" for hold in found.holds]

@@ -43,8 +43,8 @@ def iso_compute(data: Data, seed: int = 0) -> IsoCompute:
     """
     if not {"N", "D"} <= set(data.log_x):
         raise UserError("optima at equal compute need N and D")
-    compute = data.frame["C"].to_numpy(float) if "C" in data.frame else None
-    log_c = np.log(compute) if compute is not None else _log(data, "N") + _log(data, "D")
+    known = "C" in data.frame and bool((data.frame["C"] > 0).all())
+    log_c = np.log(data.frame["C"].to_numpy(float)) if known else _log(data, "N") + _log(data, "D")
     group = np.round(log_c / np.log(10), DIGITS)
     generator = np.random.default_rng(seed)
     clusters = data.clusters

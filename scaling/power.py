@@ -52,9 +52,11 @@ def truth(law: Law, values: Mapping[str, float]) -> Callable[[pd.DataFrame], np.
     wrong = sorted(set(wanted) ^ set(values))
     if wrong:
         raise UserError(f"law {law.name} needs the numbers {', '.join(wanted)}; not matched: {', '.join(wrong)}")
-    low = [name for name in law.summands if values[name] <= 0]
+    low = [name for name in law.summands if not 0 < values[name] < np.inf]
     if low:
-        raise UserError(f"{low[0]} must be positive: {values[low[0]]}")
+        raise UserError(f"{low[0]} must be a positive number: {values[low[0]]}")
+    if not all(np.isfinite(value) for value in values.values()):
+        raise UserError(f"the exponents of {law.name} must be finite numbers")
     theta = np.array([np.log(values[name]) for name in law.summands] + [values[name] for name in law.exponents])
 
     def loss(frame: pd.DataFrame) -> np.ndarray:
@@ -85,6 +87,8 @@ def power(
         seed: of the simulation.
 
     """
+    if set(law.inputs) != {"N", "D"}:
+        raise UserError(f"power needs a law in N and D; {law.name} takes {', '.join(law.inputs) or 'neither'}")
     n, d = float(grid["N"].max()), float(grid["D"].max())
     top = pd.DataFrame({"N": [n, n, 2 * n], "D": [d, 2 * d, d]})
     here, data, model = loss(top)

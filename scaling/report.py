@@ -6,12 +6,14 @@ import re
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pandas as pd
 from matplotlib.axes import Axes
 
 from scaling import answer as answers, decision_figures as decisions, figures
+from scaling.data import SETTINGS
 from scaling.flags import explain
 from scaling.profile import exponents, profile
 from scaling.study import Study
@@ -75,11 +77,12 @@ def pictures(study: Study) -> dict[str, bytes]:
 def cells(study: Study) -> pd.DataFrame:
     """Mean and spread of loss and score over the runs of each configuration."""
     frame = study.data.frame
-    keys = [name for name in ("kind", "width", "depth", "context", "fraction") if name in frame] or ["N", "D"]
-    wanted = {"N": "mean", "D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
-    grouped = frame.groupby(keys, dropna=False).agg(
-        {name: how for name, how in wanted.items() if name in frame and name not in keys}
-    )
+    known = [name for name in SETTINGS if name in frame]
+    keys = list(dict.fromkeys([*known, "N", *([] if "fraction" in known else ["D"])]))
+    wanted: dict[str, Any] = {"D": "mean", study.loss: ["count", "mean", "std"], "score": "mean"}
+    present = {name: how for name, how in wanted.items() if name in frame and name not in keys}
+    grouped = frame.groupby(keys, dropna=False).agg(present)
+    grouped.columns = pd.MultiIndex.from_tuples([c if isinstance(c, tuple) else (c, "mean") for c in grouped.columns])
     grouped.columns = [
         " ".join(part for part in names if part != "mean" or names[0] == study.loss) for names in grouped.columns
     ]

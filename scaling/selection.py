@@ -2,8 +2,8 @@
 
 Laws are compared on rows that they were not fitted to: the dearer part of the table (rolling origin), the largest N,
 the largest D. Two laws are *indistinguishable* when the paired bootstrap interval of their difference in squared
-hold-out error contains zero, when their AICc differ by less than :data:`CLOSE`, or when AICc prefers the one and hold-out
-errors, not far apart, the other. In-sample fit alone decides nothing.
+hold-out error contains zero, when their AICc differ by less than :data:`CLOSE`, or when AICc prefers the one and
+hold-out errors, not far apart, the other. In-sample fit alone decides nothing.
 """
 
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def inputs_of(frame: pd.DataFrame) -> tuple[str, ...]:
 
 
 def prepare_all(table: Table, loss: str, cluster: str | None = None) -> Data:
-    """The rows of a table with every input that it has; a sample of a very large one.
+    """The rows of a table with every input that it has.
 
     Raises:
         UserError: it has neither N nor D, or cannot be used.
@@ -113,7 +113,7 @@ def prepare_all(table: Table, loss: str, cluster: str | None = None) -> Data:
     inputs = inputs_of(done)
     if not {"N", "D"} & set(inputs):
         inputs = ("N", "D")  # says what is missing
-    return thin(prepare(table, loss, inputs, cluster), LARGEST)
+    return prepare(table, loss, inputs, cluster)
 
 
 def holds_of(data: Data) -> list[Hold]:
@@ -138,6 +138,7 @@ def select(data: Data, how: Objective | None = None, seed: int = 0) -> Selection
         UserError: no law can be fitted and held out.
 
     """
+    data = thin(data, LARGEST, seed)
     fits, failed = _fits(data, how or Objective())
     holds = holds_of(data)
     errors: dict[str, dict[str, np.ndarray]] = {}
@@ -258,7 +259,7 @@ def _aicc(fitted: Fit) -> float:
 
 def _cost(data: Data) -> np.ndarray:
     """(row,) what a run cost, to order runs by: C if the table has it, else N D, else the only input."""
-    if "C" in data.frame and data.frame["C"].notna().all():
+    if "C" in data.frame and (data.frame["C"] > 0).all():
         return data.frame["C"].to_numpy(float)
     return np.round(sum(data.log_x[name] for name in ("N", "D") if name in data.log_x), 9)
 

@@ -136,8 +136,15 @@ def studies(table: Table, by: str, run: Callable[[Table], Study]) -> tuple[dict[
     """
     if by not in table.frame:
         raise UserError(f"the table has no column {by!r}; it has {', '.join(map(str, table.frame.columns))}")
-    groups = {str(value): rows.reset_index(drop=True) for value, rows in table.frame.groupby(by, sort=True)}
-    found = {value: run(Table(rows, table.refused)) for value, rows in groups.items()}
+    groups = {
+        str(value): rows.reset_index(drop=True) for value, rows in table.frame.groupby(by, sort=True, dropna=False)
+    }
+    found = {}
+    for value, rows in groups.items():
+        try:
+            found[value] = run(Table(rows))
+        except UserError as error:
+            raise UserError(f"{by} = {value}: {error}") from error
     tests = {value: one.answer.size_test for value, one in found.items()}
     return found, holm({value: test.p for value, test in tests.items() if isinstance(test, NullTest)})
 

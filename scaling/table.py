@@ -1,5 +1,7 @@
 """Any CSV or Parquet file as a frame whose columns have the names that laws use."""
 
+import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,9 @@ from scaling.errors import UserError
 from scaling.plug import suggestion
 
 DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": None}
+NUMBERS = ("fraction", "draw", "C", "exposures", "train_seconds", "score")
+"""Columns of our own tables that must be numbers to be used for what they are called."""
+NESTED = ("curve", "returns")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +44,15 @@ def read(path: Path, columns: Mapping[str, str] | None = None, where: str | None
         UserError: the file cannot be read, or an expression cannot be computed.
 
     """
-    frame = _load(path)
+    frame = _sound(_load(path))
     for name, expression in (columns or {}).items():
         frame = frame.assign(**{name: _evaluate(frame, expression, f"column {name}")})
     if where is None:
         return Table(frame)
     keep = _evaluate(frame, where, "where")
-    if not isinstance(keep, pd.Series) or keep.dtype != bool:
+    if not isinstance(keep, pd.Series) or not pd.api.types.is_bool_dtype(keep):
         raise UserError(f"where must be true or false for every row: {where!r}; for example 'loss > 0'")
+    keep = keep.fillna(False).astype(bool)
     return Table(frame[keep].reset_index(drop=True), {f"where {where}": int((~keep).sum())})
 
 
@@ -62,8 +68,9 @@ def _load(path: Path) -> pd.DataFrame:
         raise UserError(f"{path}: no such file") from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: a folder, not a table") from error
-    except (OSError, ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        what = "not readable as delimited text" if suffixes and suffixes[-1] in DELIMITED else "not a Parquet file"
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        text = bool(suffixes) and suffixes[-1].lower() in DELIMITED
+        what = "not readable as delimited text" if text else "not readable as Parquet"
         raise UserError(f"{path}: {what} ({str(error).splitlines()[0]}); tables are .parquet, .csv or .tsv") from error
     return frame
 
@@ -74,16 +81,47 @@ def _parquet(path: Path) -> pd.DataFrame:
     except pa.ArrowInvalid as error:
         raise ValueError(str(error)) from error
     ours = b"schema_version" in (schema.metadata or {})
-    frame: pd.DataFrame = (results.read_table(path) if ours else pq.read_table(path, partitioning=None)).to_pandas()
+    table = results.read_table(path) if ours else pq.read_table(path, partitioning=None)
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=not ours)
     return frame
+
+
+def _sound(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame without columns that only bear a name of ours, a saved index, or nested values nobody asked for."""
+    wrong = [name for name in NUMBERS if name in frame and not _is_numeric(frame[name])]
+    wrong += [str(name) for name in frame if str(name).startswith("Unnamed: ")]
+    for name in (n for n in frame if n in NESTED or pd.api.types.is_object_dtype(frame[n])):
+        values = frame[name].dropna()
+        nested = values.map(lambda value: isinstance(value, list | dict | np.ndarray)).to_numpy(bool)
+        if nested.any() != (name in NESTED) or nested.any() != nested.all():
+            wrong.append(str(name))
+    if "spec" in frame and not _holds_specs(frame):
+        wrong.append("spec")
+    return frame.drop(columns=wrong)
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    """Whether everything that is there is a number."""
+    return bool(pd.to_numeric(values, errors="coerce").isna().sum() == values.isna().sum())
+
+
+def _holds_specs(frame: pd.DataFrame) -> bool:
+    """Whether the column holds the specs of our runs, as far as they are there."""
+    try:
+        specs = [json.loads(spec) for spec in frame["spec"].dropna()]
+    except (TypeError, ValueError):
+        return False
+    known = all(isinstance(spec, dict) and {"model", "data", "train", "seed"} <= spec.keys() for spec in specs)
+    return known and {"dataset", "seed", "draw"} <= set(frame.columns)
 
 
 def _evaluate(frame: pd.DataFrame, expression: str, what: str) -> Any:
     """A column, or what an expression of columns gives."""
     if expression in frame:
         return frame[expression]
+    whole = dict.fromkeys(frame.columns[[pd.api.types.is_integer_dtype(kind) for kind in frame.dtypes]], "float64")
     try:
-        found = frame.eval(expression, engine="python")
+        found = frame.astype(whole).eval(expression, engine="python")  # whole numbers could overflow
     except Exception as error:  # an expression can fail in any way
         known = [str(name) for name in frame.columns]
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,6 +1,7 @@
 """Options that the verbs over tables share, and how they write JSON."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,20 @@ from scaling.errors import UserError
 from scaling.objective import DELTA, KINDS, LOG_HUBER
 
 PATH = click.Path(path_type=Path, dir_okay=False)
+
+
+class Positive(click.FloatRange):
+    """A finite positive number."""
+
+    def __init__(self) -> None:
+        super().__init__(0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def pairs(_: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
@@ -43,7 +58,7 @@ FIT_OPTIONS = (
     ),
     click.option(
         "--delta",
-        type=click.FloatRange(0, min_open=True),
+        type=Positive(),
         default=DELTA,
         show_default=True,
         help="Residual of log loss beyond which log-huber is linear.",
@@ -62,19 +77,19 @@ JSON = click.option(
     help="Also write JSON; - for stdout.",
 )
 COSTS = (
-    click.option("--cost-per-transition", type=click.FloatRange(0, min_open=True), help="Price of one transition."),
-    click.option("--cost-per-gpu-hour", type=click.FloatRange(0, min_open=True), help="Price of one hour of training."),
-    click.option("--budget", type=click.FloatRange(0, min_open=True), help="To spend, in the same currency."),
+    click.option("--cost-per-transition", type=Positive(), help="Price of one transition."),
+    click.option("--cost-per-gpu-hour", type=Positive(), help="Price of one hour of training."),
+    click.option("--budget", type=Positive(), help="To spend, in the same currency."),
     click.option(
         "--hours",
-        type=click.FloatRange(0, min_open=True),
+        type=Positive(),
         help="Training of the largest model on all data.  [default: from train_seconds]",
     ),
 )
 LAW = click.option("--law", help="Use this law alone.  [default: all that survive extrapolation, weighted]")
 MARGIN = click.option(
     "--margin",
-    type=click.FloatRange(0, min_open=True),
+    type=Positive(),
     help="Change of log loss that counts as nothing.  [default: one standard deviation of a run]",
 )
 

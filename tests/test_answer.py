@@ -123,6 +123,7 @@ def test_variance_components_are_recovered():
     data = fits.prepare(frame.assign(loss_best=frame["loss_best"] * np.exp(subset)), "loss_best")
     found = components(data, data.log_loss)
     assert found.subset == pytest.approx(0.03, rel=0.15)
+    assert found.seed == pytest.approx(0.02, rel=0.15)
     everywhere = components(fits.prepare(loss_world(0.02, seeds=40), "loss_best"), data.log_loss - subset)
     assert everywhere.seed == pytest.approx(0.02, rel=0.05)
     assert everywhere.subset is None
@@ -236,6 +237,13 @@ def test_laws_that_disagree_widen_the_answer():
     assert both.laws == {"additive": 0.5}
     alone = answers.answer(single(steep))
     assert both.data.high - both.data.low > alone.data.high - alone.data.low
+
+
+def test_laws_are_drawn_in_proportion_to_their_weights_however_many_refits_they_have():
+    steep = resampled(loss_world(0.01, law=lambda N, D: 0.1 + 0.2 * N**-0.3 + 6 * D**-0.45), 20)
+    flat = resampled(loss_world(0.01, law=lambda N, D: 0.1 + 6 * N**-0.4 + 0.2 * D**-0.3), 300)
+    given = answers.answer(Ensemble((steep, flat), (0.9, 0.1)))
+    assert given.probability == pytest.approx(0.9, abs=0.01)
 
 
 def test_a_refused_fit_gives_no_probability():

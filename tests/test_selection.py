@@ -26,9 +26,13 @@ def hurts(N, D):
     return 0.15 + 2.0 * N**-0.4 + 3.0 * D**-0.45 + 5.0 * N**0.7 / D**1.2
 
 
+def uneven(N, D):
+    return 0.1 + 1.5 * N**-0.25 + 10 * D**-0.6
+
+
 @pytest.fixture(scope="module")
 def plain() -> selection.Selection:
-    return chosen(loss_world(0.004))
+    return chosen(loss_world(0.004, law=uneven))
 
 
 def test_the_true_law_survives_and_simpler_wrong_ones_do_not(plain):
@@ -82,7 +86,7 @@ def test_averaging_draws_from_every_survivor(plain):
     assert {fit.law.name for fit in ensemble.fits} <= {c.fit.law.name for c in plain.survivors}
     assert sum(ensemble.weights) == pytest.approx(1)
     point = ensemble.estimate(np.array([5e4]), np.array([2e4]))[0]
-    assert point == pytest.approx(0.15 + 2.0 * 5e4**-0.4 + 3.0 * 2e4**-0.45, rel=0.01)
+    assert point == pytest.approx(uneven(5e4, 2e4), rel=0.01)
 
 
 def size_tested(frame: pd.DataFrame, **options) -> nulls.NullTest:
@@ -189,7 +193,7 @@ def test_power_needs_every_number_of_the_law():
     law = fits.load_law("additive")
     with pytest.raises(UserError, match="needs the numbers E, A, B, alpha, beta; not matched: alpha, gamma"):
         powers.truth(law, {"E": 0.1, "A": 2.0, "B": 3.0, "gamma": 0.3, "beta": 0.4})
-    with pytest.raises(UserError, match="E must be positive: -1"):
+    with pytest.raises(UserError, match="E must be a positive number: -1"):
         powers.truth(law, {"E": -1.0, "A": 2.0, "B": 3.0, "alpha": 0.3, "beta": 0.4})
     with pytest.raises(UserError, match="use --like"):
         powers.truth(fits.load_law("kaplan"), {})
@@ -246,7 +250,9 @@ def test_a_study_carries_selection_variance_and_test():
 
 
 def test_a_large_table_is_sampled_for_the_comparison_and_says_so(monkeypatch):
-    monkeypatch.setattr(selection, "LARGEST", 20)
-    data = selection.prepare_all(Table(loss_world(0.01)), "loss_best")
-    assert data.rows == 20
-    assert data.refused == {"not in the random sample that stands for a large table": 30}
+    monkeypatch.setattr(selection, "LARGEST", 40)
+    data = chosen(loss_world(0.01)).candidates[0].fit.data
+    assert 40 <= data.rows <= 42
+    assert data.refused == {"not in the random sample that stands for a large table": 50 - data.rows}
+    assert data.frame["N"].max() == 1.4e5
+    assert data.frame["D"].max() == 4.8e4

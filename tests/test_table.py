@@ -9,6 +9,7 @@ import pytest
 
 from scaling import data as prepared, fit as fits, table
 from scaling.errors import UserError
+from scaling.study import study
 
 from conftest import loss_world
 
@@ -70,7 +71,7 @@ def test_an_expression_that_cannot_be_used_is_named(tmp_path, columns, where, sa
     ("name", "content", "said"),
     [
         ("no.csv", None, "no such file"),
-        ("t.parquet", b"no parquet", "not a Parquet file"),
+        ("t.parquet", b"no parquet", "not readable as Parquet"),
         ("t.csv", b"", "not readable as delimited text"),
         ("t.csv", b"a,b\n1,2,3\n", "not readable|has no column"),
         ("t.csv", bytes([255, 254, 0, 200]), "not readable as delimited text"),
@@ -114,3 +115,60 @@ def test_runs_on_one_subset_are_one_cluster():
 def test_rows_without_repetition_are_their_own_units():
     data = fits.prepare(loss_world(0.01, seeds=1).drop(columns=["fraction", "width", "depth"]), "loss_best")
     assert (data.unit, data.clusters) == (prepared.ROW, 25)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"spec": "adamw"},
+        {"spec": '{"model": 1}'},
+        {"fraction": "half"},
+        {"fraction": 1.0},
+        {"C": "conditioned"},
+        {"exposures": "two"},
+        {"train_seconds": "long"},
+        {"curve": "[{1: 2}]"},
+        {"score": "good"},
+        {"notes": [[1, 2]] * 25 + [None] * 25},
+        {"run": [{"id": 1}] * 50},
+        {"Unnamed: 0": range(50)},
+    ],
+    ids=str,
+)
+def test_columns_that_only_bear_a_name_of_ours_change_nothing(tmp_path, strange):
+    plain = loss_world(0.01)[["N", "D", "seed", "loss_best"]]
+    path = tmp_path / "t.parquet"
+    plain.assign(**strange).to_parquet(path)
+    looked_at = study(table.read(path), "additive", draws=20)
+    expected = study(plain, "additive", draws=20)
+    assert looked_at.fit.parameters == expected.fit.parameters
+    assert looked_at.data.unit == expected.data.unit
+    assert looked_at.answer.probability == expected.answer.probability
+
+
+def test_whole_numbers_do_not_overflow_in_expressions(tmp_path):
+    frame = pd.DataFrame({"n": [10**12, 3 * 10**12], "d": [10**9, 4 * 10**9]})
+    frame.to_parquet(tmp_path / "t.parquet")
+    read = table.read(tmp_path / "t.parquet", {"C": "6 * n * d"})
+    assert read.frame["C"].tolist() == [6e21, 7.2e22]
+
+
+def test_nullable_and_indexed_columns_are_columns(tmp_path):
+    frame = loss_world(0.01).astype({"seed": "Int64"}).set_index("N")
+    frame.to_parquet(tmp_path / "t.parquet")
+    read = table.read(tmp_path / "t.parquet", where="seed == 1")
+    assert fits.prepare(read, "loss_best").rows == 25
+
+
+def test_a_run_that_stands_twice_is_seen_through_a_saved_index(tmp_path):
+    frame = pd.concat([loss_world(0.01), loss_world(0.01)[:1]], ignore_index=True)
+    frame.to_csv(tmp_path / "t.csv")
+    with pytest.raises(UserError, match="rows 0 and 50 are the same run"):
+        fits.prepare(table.read(tmp_path / "t.csv"), "loss_best")
+
+
+def test_a_truncated_archive_is_named(tmp_path):
+    path = write(foreign(), tmp_path / "t.csv.gz")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match="not readable as delimited text"):
+        table.read(path)
