@@ -26,7 +26,7 @@ WEBB = np.sqrt([0.5, 1.0, 1.5])
 JACKKNIFE = 200
 """Most groups of clusters that are left out one at a time."""
 SHARE = 0.3
-"""Of the lowest loss: the size at which a vanished term is given a second chance in refits."""
+"""Of the lowest loss: the size at which refits start a term that vanished in the fit."""
 PORTION = 2e7
 """Draws times rows that are refitted at once."""
 WORK = 4e7
@@ -124,12 +124,13 @@ def _pairs(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.
 def _wild(fitted: Fit, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     data, surface = fitted.data, surface_of(fitted.law, fitted.data)
     mean, residual = surface.value(fitted.theta[None]), _widening(data.clusters) * _jackknife_residuals(fitted)
-    beginnings = _beginnings(fitted)
+    begin = _beginning(fitted)
     parts = []
     for some in _slices(draws, data.rows):
         losses = mean + residual * _webb(generator, some.stop - some.start, data.clusters)[:, data.cluster]
         problem = newton.problem(fitted.law, surface, losses, fitted.how)
-        parts.append(_lowest(problem, beginnings, np.ones(losses.shape)))
+        start = np.repeat(begin[None], len(losses), axis=0)
+        parts.append(newton.solve(problem, start, np.ones(losses.shape), near=True))
     return np.concatenate([part.theta for part in parts]), np.concatenate([part.converged for part in parts])
 
 
@@ -206,10 +207,10 @@ def _refit(fitted: Fit, draws: int, times_of: Callable[[slice], np.ndarray]) -> 
     problem, cluster = problem_of(fitted.law, fitted.data, fitted.how), fitted.data.cluster
     theta = np.repeat(fitted.theta[None], draws, axis=0)
     kept = np.zeros(draws, bool)
-    beginnings = _beginnings(fitted)
+    begin = _beginning(fitted)
     for some in _slices(draws, len(cluster)):
         weight = times_of(some).astype(float)[:, cluster]
-        found = _lowest(problem, beginnings, weight)
+        found = newton.solve(problem, np.repeat(begin[None], len(weight), axis=0), weight, near=True)
         theta[some], kept[some] = found.theta, found.converged
         failed = np.flatnonzero(~found.converged)
         if len(failed):
@@ -218,33 +219,20 @@ def _refit(fitted: Fit, draws: int, times_of: Callable[[slice], np.ndarray]) -> 
     return theta, kept
 
 
-def _beginnings(fitted: Fit) -> list[np.ndarray]:
-    """Where refits start: the fit; and, for each term that vanished in it, the best fit in which it has a share."""
+def _beginning(fitted: Fit) -> np.ndarray:
+    """Where refits start: the fit, or the best fit in which every term that vanished in it has a share.
+
+    A term is dropped from a refit more easily than it is found again.
+    """
     problem = problem_of(fitted.law, fitted.data, fitted.how)
-    found = [fitted.theta]
-    for place in problem.summed:
-        if fitted.theta[place] > problem.low[place]:
-            continue
-        start = fitted.theta.copy()
-        start[place] = fitted.data.log_loss.min() + np.log(SHARE)
-        held = replace(problem, fixed=(int(place),))
-        found.append(newton.solve(held, start[None], np.ones((1, fitted.data.rows)), near=True).theta[0])
-    return found
-
-
-def _lowest(problem: newton.Problem, beginnings: list[np.ndarray], weight: np.ndarray) -> newton.Solutions:
-    """The lowest of the solutions from several starts, for each problem."""
-    best = None
-    for theta in beginnings:
-        found = newton.solve(problem, np.repeat(theta[None], len(weight), axis=0), weight, near=True)
-        if best is None:
-            best = found
-            continue
-        lower = found.converged & (~best.converged | (found.objective < best.objective))
-        pairs = zip(vars(best).values(), vars(found).values(), strict=True)
-        best = newton.Solutions(*(np.where(lower[:, None] if a.ndim == 2 else lower, b, a) for a, b in pairs))
-    assert best is not None
-    return best
+    gone = [int(place) for place in problem.summed if fitted.theta[place] <= problem.low[place]]
+    if not gone:
+        return fitted.theta
+    start = fitted.theta.copy()
+    start[gone] = fitted.data.log_loss.min() + np.log(SHARE)
+    held = replace(problem, fixed=tuple(gone))
+    theta: np.ndarray = newton.solve(held, start[None], np.ones((1, fitted.data.rows)), near=True).theta[0]
+    return theta
 
 
 def percentile(draws: np.ndarray, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
