@@ -20,6 +20,8 @@ from scaling.intervals import percentile
 
 PALETTE = "viridis"
 DATA_COLOUR, MODEL_COLOUR = "#1b6ca8", "#c8553d"
+CROWDED = 500
+"""Rows from which on no free place is sought for a legend, which takes long."""
 MOST_CURVES = 8
 """Levels that are named in a legend and drawn as a curve."""
 
@@ -49,7 +51,8 @@ def loss_against(draws: Ensemble, along: str, loss: str, axes: Axes | None = Non
         named = {"color": colours[value], "label": f"{value:,.0f}", "linewidth": 1.5}
         axes.plot(smooth, draws.estimate(*_point(along, smooth, float(value))), **named)
     log_axes(axes, along, loss)
-    axes.legend(title=results.label(other), fontsize="small", title_fontsize="small", loc="upper right")
+    place = "best" if len(frame) < CROWDED else "upper right"
+    axes.legend(title=results.label(other), fontsize="small", title_fontsize="small", loc=place)
     axes.set_title(f"Loss against {along}; lines: {', '.join(fit.law.name for fit in draws.fits)}")
     return axes
 

@@ -69,7 +69,7 @@ def test_the_rest_of_the_way_reads_what_lies_on_disk(smoke):
     planned = scaling("plan", SMOKE, cwd=smoke).stdout
     assert planned.count("done") == 4
     assert "4 runs, C = " in planned
-    fitted = scaling("fit", "results/smoke.parquet", "--law", "constant", "--draws", 20, "--json", "-", cwd=smoke)
+    fitted = scaling("fit", "results/smoke.parquet", "--law", "constant", "--bootstrap", 20, "--json", "-", cwd=smoke)
     told = json.loads(fitted.stdout)
     assert told["law"] == "constant"
     assert told["rows_used"] == 4
@@ -115,7 +115,7 @@ def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(own_data):
     failed = frame[frame["status"] == "failed"].iloc[0]
     assert failed["error"].startswith("diverged")
     assert pd.isna(failed["loss"])
-    fitted = scaling("fit", "own.parquet", "--law", "constant", "--draws", 10, "--json", "-", cwd=own_data)
+    fitted = scaling("fit", "own.parquet", "--law", "constant", "--bootstrap", 10, "--json", "-", cwd=own_data)
     told = json.loads(fitted.stdout)
     assert told["rows_used"] == 2
     assert told["rows_refused"] == {"failed run": 1}
