@@ -22,11 +22,6 @@ class Components:
     subset: float | None
     """Between random subsets of the data of one size."""
 
-    @property
-    def total(self) -> float | None:
-        """Of a single run around its cell's mean."""
-        return None if self.seed is None else float(np.hypot(self.seed, self.subset or 0.0))
-
 
 def components(data: Data, residual: np.ndarray) -> Components:
     """Variance components of residuals (row,) of log loss."""
