@@ -51,7 +51,7 @@ def loss_against(draws: Ensemble, along: str, loss: str, axes: Axes | None = Non
         named = {"color": colours[value], "label": f"{value:,.0f}", "linewidth": 1.5}
         axes.plot(smooth, draws.estimate(*_point(along, smooth, float(value))), **named)
     log_axes(axes, along, loss)
-    place = "best" if len(frame) < CROWDED else "upper right"
+    place = 0 if len(frame) < CROWDED else 1  # best, or upper right
     axes.legend(title=results.label(other), fontsize="small", title_fontsize="small", loc=place)
     axes.set_title(f"Loss against {along}; lines: {', '.join(fit.law.name for fit in draws.fits)}")
     return axes
