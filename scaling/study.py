@@ -8,7 +8,7 @@ import pandas as pd
 from scaling import answer as answers
 from scaling.answer import Answer
 from scaling.costs import Costs
-from scaling.data import Data
+from scaling.data import Data, thin
 from scaling.ensemble import ANSWERABLE, Ensemble, average, single
 from scaling.errors import UserError
 from scaling.fit import Fit, fit, load_law
@@ -17,7 +17,7 @@ from scaling.isocompute import IsoCompute, iso_compute
 from scaling.law import Law
 from scaling.nulls import FULL, NullTest, holm, size_test
 from scaling.objective import Objective
-from scaling.selection import Selection, prepare_all, select
+from scaling.selection import LARGEST, Selection, prepare_all, select
 from scaling.table import Table
 from scaling.variance import Components, components
 
@@ -121,10 +121,12 @@ def study(
             raise UserError("no law in N and D can be compared on this table; name one with --law")
     else:
         ensemble = single(bootstrap(fit(_answerable(law), data, how), draws, seed))
-    test = size_test(_additive(ensemble, data, how, draws, seed), data, how, margin=margin, seed=seed)
+    seen = ensemble.data
+    few = thin(seen, LARGEST, seed)
+    test = size_test(_additive(ensemble, few, how, draws, seed), few, how, margin=margin, seed=seed)
     given = answers.answer(ensemble, costs, test)
-    spread = components(data, ensemble.lead.fit.residuals)
-    return Study(table.frame, data, selection, ensemble, given, spread, _iso_compute(data, seed))
+    spread = components(seen, ensemble.lead.fit.residuals)
+    return Study(table.frame, seen, selection, ensemble, given, spread, _iso_compute(few, seed))
 
 
 def studies(table: Table, by: str, run: Callable[[Table], Study]) -> tuple[dict[str, Study], dict[str, float]]:
@@ -159,7 +161,7 @@ def _answerable(name: str) -> Law:
 def _additive(ensemble: Ensemble, data: Data, how: Objective, draws: int | None, seed: int) -> Bootstrap | None:
     """The bootstrap of the law that the test of size rests on."""
     for member in ensemble.members:
-        if member.fit.law.name == FULL["N"]:
+        if member.fit.law.name == FULL["N"] and member.fit.data.rows == data.rows:
             return member
     try:
         return bootstrap(fit(load_law(FULL["N"]), data, how), draws, seed)

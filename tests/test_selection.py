@@ -256,3 +256,14 @@ def test_a_large_table_is_sampled_for_the_comparison_and_says_so(monkeypatch):
     assert data.refused == {"not in the random sample that stands for a large table": 50 - data.rows}
     assert data.frame["N"].max() == 1.4e5
     assert data.frame["D"].max() == 4.8e4
+
+
+@pytest.mark.parametrize("law", [None, "tied", "additive"])
+def test_a_large_table_is_answered_from_the_rows_that_were_seen(monkeypatch, law):
+    for module in (selection, studies):
+        monkeypatch.setattr(module, "LARGEST", 30)
+    looked_at = studies.study(loss_world(0.01), law, draws=20)
+    rows = looked_at.data.rows
+    assert rows == looked_at.fit.data.rows
+    assert (rows == 50) == (law is not None)
+    assert looked_at.answer.size_test is not None
