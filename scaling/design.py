@@ -6,12 +6,14 @@ section 10.2 on c-optimal designs). Parameters are kept identifiable by a ridge 
 """
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 from scaling.data import SETTINGS
 from scaling.errors import UserError
@@ -135,13 +137,9 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
         UserError: the table does not say what its runs were.
 
     """
-    import json
-
-    import yaml
-
     frame = fitted.data.frame
     if "spec" not in frame or not frame["spec"].notna().all():
-        raise UserError("the table holds no specs, so no sweep can be written; the cells are in --json")
+        raise UserError("the table holds no specs, so no sweep can be written")
     base = json.loads(frame["spec"].iloc[0])
     fresh = itertools.count(int(max(frame["seed"].max(), frame["draw"].max())) + 1)
     keys = {"width": "model.width", "depth": "model.depth", "context": "model.context", "kind": "model.kind"}
