@@ -11,15 +11,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scaling import plug
 from scaling.errors import UserError
-from scaling.spec import EvaluateSpec, RunSpec, Space
-from scaling.windows import Batch, Normaliser, Windows
+from scaling.layers.gloma import SCOPES
+from scaling.layers.sequence import RecurrentModel
+from scaling.players import History, Recurrent, Window, tensors
+from scaling.spec import RunSpec, Space
+from scaling.windows import Normaliser, Windows
 
-
-def tensors(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The model's inputs: rtg, state, action, timestep."""
-    arrays = (batch.rtg, batch.state, batch.action, batch.timestep)
-    return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)  # type: ignore[return-value]
+OWN = "own"
+"""The environment of the task that generated the data."""
 
 
 def summed_loss(
@@ -69,53 +70,84 @@ class Rollouts:
     """(episode,) environment steps."""
 
 
-def check_env(spec: EvaluateSpec, space: Space) -> None:
-    """Refuse an environment that does not exist or does not fit the dataset.
+def check_env(spec: RunSpec, space: Space) -> None:
+    """Refuse an environment that does not exist or does not fit the dataset, and a network that cannot be played so.
 
     Raises:
         UserError: with the environment's id and the sizes on both sides.
 
     """
-    if spec.env is None:
+    name = spec.evaluate.env
+    if name is None:
         return
+    check_recurrent(spec)
+    if space.image:
+        raise UserError(f"evaluate.env {name}: rollouts on pictures are not supported; leave evaluate.env out")
     try:
-        env = _make(spec.env)
+        env = _make(spec)
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"evaluate.env {spec.env!r}: {' '.join(str(error).split())}") from error
-    observed, acted = env.observation_space.shape, env.action_space.shape
-    bounds = getattr(env.action_space, "low", None), getattr(env.action_space, "high", None)
+        raise UserError(f"evaluate.env {name!r}: {' '.join(str(error).split())}") from error
+    observed, acts = env.observation_space.shape, env.action_space
     env.close()
-    if observed != (space.state,) or (not space.discrete and acted != (space.action,)):
+    choices = isinstance(acts, gymnasium.spaces.Discrete)
+    if observed != (space.state,) or choices != space.discrete or (not choices and acts.shape != (space.action,)):
         raise UserError(
-            f"evaluate.env {spec.env} has states {observed} and actions {acted}; "
-            f"the dataset has ({space.state},) and ({space.action},)"
+            f"evaluate.env {name} has states {observed} and actions {acts if choices else acts.shape}; "
+            f"the dataset has ({space.state},) and {space.action if space.discrete else (space.action,)}"
         )
-    if not space.discrete and not (np.all(bounds[0] == -1.0) and np.all(bounds[1] == 1.0)):
+    if not choices and not (np.all(acts.low == -1.0) and np.all(acts.high == 1.0)):
         raise UserError(
-            f"evaluate.env {spec.env} takes actions between {bounds[0]} and {bounds[1]}; only [-1, 1] is supported"
+            f"evaluate.env {name} takes actions between {acts.low} and {acts.high}; only [-1, 1] is supported"
         )
 
 
-def _make(name: str) -> gymnasium.Env:
+def check_recurrent(spec: RunSpec) -> None:
+    """Refuse recurrent rollouts of a network that has no recurrent form.
+
+    Raises:
+        UserError: with the field and what it may be.
+
+    """
+    if spec.evaluate.rollout == "window":
+        return
+    model = spec.model
+    if not issubclass(plug.load("models", model.kind).Model, RecurrentModel):
+        raise UserError(f"evaluate.rollout recurrent needs a Mamba model, and model.kind is {model.kind}: use window")
+    if model.stem == "atari" and model.positions:
+        raise UserError(
+            "evaluate.rollout recurrent has no place for the tokens of model.stem atari, which are numbered within a "
+            "window: use window, stem gym, or positions false"
+        )
+    if "local" in SCOPES[model.branches] and model.local_weights == "per_window" and model.kind == "mambadm":
+        raise UserError("evaluate.rollout recurrent needs model.local_weights shared, not per_window")
+
+
+def _make(spec: RunSpec) -> gymnasium.Env:
     """The environment; that a newer version exists is not news to who asked for this one."""
+    name = spec.evaluate.env
+    assert name is not None
+    if name == OWN:
+        source = plug.load("datasets", spec.data.kind)
+        if not hasattr(source, "make"):
+            raise UserError(f"evaluate.env {OWN} is for generated data, and data.kind is {spec.data.kind}: name a Gymnasium id")
+        own: gymnasium.Env = source.make(spec.data)
+        return own
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
         return gymnasium.make(name)
 
 
 @torch.no_grad()
-def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, device: torch.device) -> Rollouts:
+def play(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, device: torch.device) -> Rollouts:
     """Returns of episodes in which the model is asked for ``target_return``, deterministic and without padding.
 
-    All episodes advance together, one batched forward per step for those still running; their windows have the same
-    length, since all began at once. The return-to-go falls by each reward received.
+    All episodes advance together, one batched forward per step. The return-to-go falls by each reward received.
     """
-    assert spec.evaluate.env is not None
     assert spec.evaluate.target_return is not None
     count, limit = spec.evaluate.episodes, spec.model.max_timestep
-    name = spec.evaluate.env
-    envs = SyncVectorEnv([lambda: _make(name)] * count)  # an ended one starts anew and is ignored
-    history = _History(count, limit, space)
+    envs = SyncVectorEnv([lambda: _make(spec)] * count)  # an ended one starts anew and is ignored
+    history = History(count, limit, space)
+    player = (Recurrent if spec.evaluate.rollout == "recurrent" else Window)(model, history, spec.model.context, device)
     returns, lengths = np.zeros(count), np.zeros(count, np.int64)
     alive = np.ones(count, bool)
     was_training = model.training
@@ -125,8 +157,7 @@ def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser
         for step in range(limit):
             history.state[:, step] = normalise(observed)
             history.rtg[:, step] = (spec.evaluate.target_return - returns) / spec.data.rtg_scale
-            batch = history.window(alive, step, spec.model.context)
-            predicted = model(*tensors(batch, device))[:, -1].float().cpu().numpy()
+            predicted = player.predict(alive, step).float().cpu().numpy()
             history.action[alive, step] = predicted.argmax(-1) if space.discrete else predicted
             observed, reward, terminated, truncated, _ = envs.step(history.action[:, step])
             returns += np.where(alive, reward, 0.0)
@@ -138,22 +169,3 @@ def rollout(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser
         envs.close()
         model.train(was_training)
     return Rollouts(returns, lengths)
-
-
-class _History:
-    """Everything the episodes have shown so far, as the model sees it."""
-
-    def __init__(self, count: int, limit: int, space: Space) -> None:
-        self.rtg = np.zeros((count, limit), np.float32)
-        self.state = np.zeros((count, limit, space.state), np.float32)
-        self.action = (
-            np.zeros((count, limit), np.int64) if space.discrete else np.zeros((count, limit, space.action), np.float32)
-        )
-
-    def window(self, alive: np.ndarray, step: int, context: int) -> Batch:
-        """The last ``context`` steps of the running episodes; the current action is still zero and never seen."""
-        seen = slice(max(0, step + 1 - context), step + 1)
-        rtg = self.rtg[alive, seen]
-        timestep = np.broadcast_to(np.arange(seen.start, seen.stop), rtg.shape).copy()
-        mask = np.ones(rtg.shape, bool)
-        return Batch(rtg, self.state[alive, seen], self.action[alive, seen], timestep, mask)

@@ -41,6 +41,8 @@ class Sweep:
     folder: Path
     """Where the file lies; relative dataset paths start here."""
     runs: tuple[RunSpec, ...]
+    named: frozenset[str]
+    """Dotted names of the fields that the file sets."""
 
 
 def read(path: Path) -> Sweep:
@@ -66,7 +68,11 @@ def read(path: Path) -> Sweep:
     if not isinstance(question, str):
         raise UserError(f"{top['question'].where}: question must be a sentence: {question!r}")
     return Sweep(
-        name, " ".join(question.split()), path.resolve().parent, tuple(_run({**base, **cell}, path) for cell in kept)
+        name,
+        " ".join(question.split()),
+        path.resolve().parent,
+        tuple(_run({**base, **cell}, path) for cell in kept),
+        frozenset(base).union(*cells),
     )
 
 
@@ -174,12 +180,12 @@ def _known(name: str, known: list[str], what: str, where: str) -> None:
 def _typed(name: str, located: Located) -> Any:
     """The value, refused unless it has the field's type; whole numbers serve as floats."""
     wanted, value = fields()[name], located.plain()
-    choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else None
+    options = typing.get_args(wanted) if typing.get_origin(wanted) in (types.UnionType, typing.Union) else (wanted,)
+    choices = [c for option in options if typing.get_origin(option) is typing.Literal for c in typing.get_args(option)]
     if choices:
-        if value not in choices:
+        if value not in choices and not (value is None and type(None) in options):
             raise UserError(f"{located.where}: {name} must be one of {', '.join(choices)}: {value!r}")
         return value
-    options = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     if float in options and type(value) is int:
         return float(value)
     if type(value) is float and not math.isfinite(value):

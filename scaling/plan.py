@@ -4,7 +4,7 @@ import numpy as np
 
 from scaling.evaluate import check_env
 from scaling.runs import Runs
-from scaling.train import Cost, cost_of, seconds_per_update, space_of
+from scaling.train import Cost, cost_of, seconds_per_update
 
 Costs = dict[str, Cost]
 """Cost of each run by run_id."""
@@ -17,8 +17,8 @@ def plan(runs: Runs) -> Costs:
         UserError: a run does not fit its dataset or its environment.
 
     """
-    for spec in {(s.data.kind, s.data.path, s.evaluate): s for s in runs.specs.values()}.values():
-        check_env(spec.evaluate, space_of(runs.store(spec)))
+    for spec in {(s.data, s.evaluate, s.model.kind): s for s in runs.specs.values()}.values():
+        check_env(spec, runs.store(spec).space)
     return {name: cost_of(spec, runs.store(spec)) for name, spec in runs.specs.items()}
 
 

@@ -9,8 +9,18 @@ from typing import Any
 from scaling import plug, results
 from scaling.errors import UserError
 from scaling.grid import Sweep
-from scaling.spec import RunSpec, run_id
+from scaling.identity import canonical, check_model, check_read, run_id
+from scaling.spec import RunSpec
 from scaling.store import Store
+
+
+DataKey = tuple[str, str, int, int, int]
+"""What decides the content of a dataset: kind, path, and what a generated task is made from."""
+
+
+def _key(spec: RunSpec) -> DataKey:
+    data = spec.data
+    return data.kind, data.path, data.horizon, data.episodes, data.seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +29,11 @@ class Runs:
 
     sweep: Sweep
     specs: dict[str, RunSpec]
-    stores: dict[tuple[str, str], Store]
+    stores: dict[DataKey, Store]
 
     def store(self, spec: RunSpec) -> Store:
         """The dataset of one of the runs."""
-        return self.stores[spec.data.kind, spec.data.path]
+        return self.stores[_key(spec)]
 
     def rows(self, root: Path) -> dict[str, dict[str, Any]]:
         """The rows that exist, by run_id."""
@@ -64,15 +74,18 @@ def identify(sweep: Sweep) -> Runs:
     """The runs of a sweep, their datasets opened.
 
     Raises:
-        UserError: a dataset cannot be used, or two cells of the grid are the same run.
+        UserError: a dataset or a network cannot be used, a field is set that no run reads, or two paths hold the same
+            data, so that two cells of the grid are the same run.
 
     """
-    stores: dict[tuple[str, str], Store] = {}
+    check_read(sweep.named, sweep.runs)
+    stores: dict[DataKey, Store] = {}
     specs: dict[str, RunSpec] = {}
-    for spec in sweep.runs:
-        key = (spec.data.kind, spec.data.path)
+    for spec in dict.fromkeys(map(canonical, sweep.runs)):  # cells that differ in ignored fields are one run
+        key = _key(spec)
         if key not in stores:
             stores[key] = open_store(spec, sweep.folder)
+        check_model(spec, stores[key].space)
         name = run_id(spec, stores[key].digest)
         if name in specs:
             raise UserError(f"sweep {sweep.name}: two cells are the same run {name}; do two paths hold the same data?")

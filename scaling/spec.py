@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
 """Raised when the meaning of a field changes, so that old rows are not taken for new ones."""
 
 
@@ -17,39 +17,95 @@ def _refuse(bad: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """Which network is trained."""
+    """Which network is trained.
+
+    A kind reads some of the fields and ignores the others; ignored ones do not enter a run's identity, and a sweep that
+    sets one which none of its kinds reads is refused.
+    """
 
     kind: str = "mambadm"
     """File name under ``scaling/models/``."""
     width: int = 128
-    """Residual width."""
+    """Residual width; of a perceptron, units per hidden layer."""
     depth: int = 3
     """Number of layers."""
     context: int = 20
     """Timesteps per window; each is three tokens."""
-    subsequence: int = 4
-    """Timesteps per sub-sequence of the local branch; the last one is shorter when it does not divide the context.
+    dropout: float = 0.1
+    max_timestep: int = 1000
+    """Rows of the timestep embedding: the longest episode that can be trained on or evaluated."""
 
-    CHOICE: the paper calls it a hyper-parameter and gives no value; GLAM, its nearest relative, uses this one.
-    """
+    encoder: Literal["linear", "conv"] = "linear"
+    """How states are embedded: vectors by a linear layer, pictures of 84 x 84 by the Atari codes' three convolutions."""
+    frames: int = 4
+    """Pictures stacked into one state."""
+    stem: Literal["gym", "atari"] = "gym"
+    """Whose token conventions: the Gym code's (timestep embedding, LayerNorm) or the Atari code's (tanh, positions)."""
+    positions: bool = True
+    """Whether tokens are told when they happened."""
+    init: Literal["torch", "gpt2"] = "torch"
+    """Linear layers of the blocks: PyTorch's initialisation, or N(0, 0.02^2) with zero biases as in the public codes."""
+    ffn: bool = True
+    """Whether each layer ends in a feed-forward network."""
+
+    heads: int = 1
+    """Attention heads."""
+    activation: Literal["relu", "gelu"] = "relu"
+    """Of the Transformer's feed-forward network: ReLU in the Gym code, GELU in the Atari code."""
+
     d_state: int = 16
     """State size per channel of the selective scan."""
     d_conv: int = 4
     """Taps of the causal depthwise convolution."""
     expand: int = 2
     """Inner channels per residual channel of a Mamba block."""
-    dropout: float = 0.1
-    max_timestep: int = 1000
-    """Rows of the timestep embedding: the longest episode that can be trained on or evaluated."""
+    dt_init: Literal["log_uniform", "zero_bias"] = "log_uniform"
+    """Initial step sizes: log-uniform in [dt_min, dt_max], or the public Decision Mamba's zeroed bias: 0.69 for all."""
+    dt_min: float = 1.0e-3
+    dt_max: float = 1.0e-1
+
+    branches: Literal["both", "global", "local", "two_global", "two_local", "wide_global", "wide_local"] = "both"
+    """Of a GLoMa layer. The last four are controls with the parameters of ``both``: two blocks of one kind, or a single
+    one in a network widened until its layers have as many."""
+    subsequence: int = 4
+    """Timesteps per sub-sequence of the local branch; the last one is shorter when it does not divide the context.
+
+    CHOICE: the paper calls it a hyper-parameter and gives no value; GLAM, its nearest relative, uses this one.
+    """
+    overlap: int = 0
+    """Timesteps that neighbouring sub-sequences share."""
+    local_weights: Literal["shared", "per_window"] = "shared"
+    """One local Mamba for all sub-sequences, or one for each."""
+    fusion: Literal["sum", "learned", "gate"] = "sum"
+    """How branches are added: with fixed weights, one learned weight per layer, or a gate per token and channel."""
+    ratio: float = 1.0
+    """Weight of the global branch over that of the local one, in a sum; the two weights add up to two."""
+    local_d_state: int | None = None
+    """The ``local_`` fields take the place of their namesakes in the local branch; left out, both branches agree."""
+    local_d_conv: int | None = None
+    local_expand: int | None = None
+    local_dt_init: Literal["log_uniform", "zero_bias"] | None = None
+    local_dt_min: float | None = None
+    local_dt_max: float | None = None
+
+    conditioned: bool = True
+    """Whether behaviour cloning sees the return-to-go."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "context", "subsequence", "d_state", "d_conv", "expand", "max_timestep"):
-            _refuse(getattr(self, name) < 1, f"model.{name} must be at least 1: {getattr(self, name)}")
+        counts = ("width", "depth", "context", "max_timestep", "frames", "heads", "d_state", "d_conv", "expand")
+        for name in (*counts, "subsequence", "local_d_state", "local_d_conv", "local_expand"):
+            value = getattr(self, name)
+            _refuse(value is not None and value < 1, f"model.{name} must be at least 1: {value}")
         _refuse(not 0 <= self.dropout < 1, f"model.dropout must lie in [0, 1): {self.dropout}")
-        _refuse(
-            self.subsequence > self.context,
-            f"model.subsequence must not exceed model.context ({self.context}): {self.subsequence}",
-        )
+        _refuse(self.overlap < 0, f"model.overlap must not be negative: {self.overlap}")
+        _refuse(self.ratio <= 0, f"model.ratio must be positive: {self.ratio}")
+        for prefix in ("", "local_"):
+            low = getattr(self, f"{prefix}dt_min") or self.dt_min
+            high = getattr(self, f"{prefix}dt_max") or self.dt_max
+            _refuse(
+                not 0 < low <= high,
+                f"model.{prefix}dt_min and {prefix}dt_max must satisfy 0 < minimum <= maximum: {low:g}, {high:g}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +127,23 @@ class DataSpec:
     """Share of all episodes that no fraction and no draw ever sees."""
     rtg_scale: float = 1000.0
     """Returns-to-go are divided by this before they enter the network."""
+    starts: Literal["any", "episode"] = "any"
+    """Where training windows begin: at any transition, each equally likely, or where episodes do."""
+    horizon: int = 30
+    """Generated memory tasks: timesteps from what must be remembered to the action that needs it, both included."""
+    episodes: int = 1000
+    """Generated memory tasks: how many episodes."""
+    seed: int = 0
+    """Generated memory tasks: chooses their episodes."""
 
     def __post_init__(self) -> None:
         _refuse(not 0 < self.fraction <= 1, f"data.fraction must lie in (0, 1]: {self.fraction}")
         _refuse(not 0 < self.held_out < 1, f"data.held_out must lie in (0, 1): {self.held_out}")
         _refuse(self.draw < 0, f"data.draw must not be negative: {self.draw}")
         _refuse(self.rtg_scale <= 0, f"data.rtg_scale must be positive: {self.rtg_scale}")
+        _refuse(self.horizon < 1, f"data.horizon must be at least 1: {self.horizon}")
+        _refuse(self.episodes < 2, f"data.episodes must be at least 2, one of them held out: {self.episodes}")
+        _refuse(self.seed < 0, f"data.seed must not be negative: {self.seed}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +162,11 @@ class TrainSpec:
     """Windows per update, over all processes together."""
     learning_rate: float = 1.0e-3
     warmup: float = 0.1
-    """Share of the updates over which the learning rate rises linearly; afterwards it is constant."""
+    """Share of the updates over which the learning rate rises linearly."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate after the rise; the cosine ends at a tenth."""
+    beta2: float = 0.999
+    """AdamW's decay of squared gradients."""
     weight_decay: float = 1.0e-4
     """Decoupled decay; never applied to A_log, D, norms, biases and embeddings."""
     clip: float = 0.25
@@ -116,6 +187,7 @@ class TrainSpec:
         for name in ("learning_rate", "clip"):
             _refuse(getattr(self, name) <= 0, f"train.{name} must be positive: {getattr(self, name)}")
         _refuse(not 0 <= self.warmup <= 1, f"train.warmup must lie in [0, 1]: {self.warmup}")
+        _refuse(not 0 < self.beta2 < 1, f"train.beta2 must lie in (0, 1): {self.beta2}")
         _refuse(self.weight_decay < 0, f"train.weight_decay must not be negative: {self.weight_decay}")
 
 
@@ -124,7 +196,11 @@ class EvaluateSpec:
     """How the trained network is rolled out."""
 
     env: str | None = None
-    """Gymnasium id, for example ``Hopper-v5``; without one there are no rollouts."""
+    """Gymnasium id, for example ``Hopper-v5``, or ``own`` for the task that generated the data; without one there are
+    no rollouts."""
+    rollout: Literal["window", "recurrent"] = "window"
+    """What the network sees: the last ``context`` steps, as in training, or, of Mamba models, all steps since the
+    episode began, through their recurrent state."""
     episodes: int = 10
     target_return: float | None = None
     """Return asked for, in the environment's own units; needed when ``env`` is given."""
@@ -191,8 +267,10 @@ class Space:
     """What a dataset imposes on the network."""
 
     state: int
-    """Components of a state."""
+    """Components of a state, or pixels along one side of a picture."""
     action: int
     """Components of an action, or the number of choices."""
     discrete: bool = False
     """Whether actions are choices from a list."""
+    image: bool = False
+    """Whether states are pictures."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import UserError
+from scaling.spec import Space
 
 STORE_VERSION = 1
 ARRAYS = ("states", "actions", "rewards", "rtg", "starts", "terminal")
@@ -27,7 +28,7 @@ class Episodes:
     """Whole episodes in time order, checked but not yet on disk."""
 
     states: np.ndarray
-    """(transition, state), float32."""
+    """(transition, state), float32; or single pictures, (transition, side, side), uint8."""
     actions: np.ndarray
     """(transition, action) float32, or (transition,) int64 for discrete actions."""
     rewards: np.ndarray
@@ -71,6 +72,16 @@ class Store:
         return self.actions.ndim == 1
 
     @property
+    def space(self) -> Space:
+        """What the dataset imposes on the network."""
+        return Space(
+            state=self.states.shape[1],
+            action=self.action_size,
+            discrete=self.discrete,
+            image=self.states.ndim == 3,
+        )
+
+    @property
     def action_size(self) -> int:
         """Components of an action, or the number of choices."""
         return int(self.actions.max()) + 1 if self.discrete else self.actions.shape[1]
@@ -89,14 +100,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SCALING_CACHE", default))
 
 
-def build_once(source: Path, read: Callable[[Path], Episodes], cache: Path | None = None) -> Store:
-    """The store of ``source``, read with ``read`` unless it was built before from the same unchanged file."""
-    stat = source.stat()
-    identity = f"{STORE_VERSION}|{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    folder = (cache or cache_folder()) / "stores" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+def build_once(identity: str, read: Callable[[], Episodes], cache: Path | None = None) -> Store:
+    """The store of the dataset that ``identity`` names, made with ``read`` unless it was built before.
+
+    Args:
+        identity: text that differs whenever the content would; see :func:`file_identity`.
+        read: gives the episodes.
+        cache: folder of stores, instead of :func:`cache_folder`.
+
+    """
+    name = hashlib.sha256(f"{STORE_VERSION}|{identity}".encode()).hexdigest()[:24]
+    folder = (cache or cache_folder()) / "stores" / name
     if not folder.is_dir():
-        _build(folder, read(source))
+        _build(folder, read())
     return open_store(folder)
+
+
+def file_identity(source: Path) -> str:
+    """Names the content of a file by its place, size and time of change."""
+    stat = source.stat()
+    return f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def open_store(folder: Path) -> Store:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from scaling import plug, provenance, results, scores, spec as specs
 from scaling.errors import Diverged
-from scaling.evaluate import HeldOut, Rollouts, check_env, rollout, summed_loss, tensors
+from scaling.evaluate import HeldOut, Rollouts, check_env, play, summed_loss, tensors
+from scaling.identity import canonical, check_model, run_id
 from scaling.ops.selective_scan import kernel_name
 from scaling.spec import RunSpec, Space, TrainSpec
 from scaling.store import Store
@@ -52,11 +53,6 @@ class Cost:
     C: float
 
 
-def space_of(store: Store) -> Space:
-    """Sizes that the dataset imposes on the network."""
-    return Space(state=store.states.shape[1], action=store.action_size, discrete=store.discrete)
-
-
 def subset_of(spec: RunSpec, store: Store) -> Subset:
     """Training and held-out windows of the run.
 
@@ -66,9 +62,8 @@ def subset_of(spec: RunSpec, store: Store) -> Subset:
     """
     check_fits(store, spec)
     episodes = training_episodes(store, spec.data)
-    context, scale = spec.model.context, spec.data.rtg_scale
-    held_out = Windows(store, held_out_episodes(store, spec.data), context, scale)
-    return Subset(Windows(store, episodes, context, scale), held_out, len(episodes))
+    held_out = Windows(store, held_out_episodes(store, spec.data), spec)
+    return Subset(Windows(store, episodes, spec), held_out, len(episodes))
 
 
 def updates_of(spec: TrainSpec, transitions: int) -> int:
@@ -83,12 +78,11 @@ def cost_of(spec: RunSpec, store: Store) -> Cost:
         UserError: the run does not fit the dataset, or there is no such model.
 
     """
-    subset, space = subset_of(spec, store), space_of(store)
+    subset, space = subset_of(spec, store), store.space
     architecture = plug.load("models", spec.model.kind)
     updates = updates_of(spec.train, len(subset.training))
     windows = updates * spec.train.batch
     tokens = 3 * spec.model.context * windows
-    visible = _mean_window(subset.training)
     forward = architecture.flops(spec.model, space, spec.model.context)
     return Cost(
         parameters=architecture.count(spec.model, space),
@@ -96,16 +90,9 @@ def cost_of(spec: RunSpec, store: Store) -> Cost:
         episodes=subset.episodes,
         updates=updates,
         tokens_seen=tokens,
-        exposures=windows * visible / len(subset.training),
+        exposures=windows * subset.training.mean_steps() / len(subset.training),
         C=3.0 * forward * windows,
     )
-
-
-def _mean_window(windows: Windows) -> float:
-    """Mean number of timesteps in a window, over all its possible starts."""
-    full = np.minimum(windows.lengths, windows.context)
-    short_starts = full * (full + 1) / 2
-    return float((short_starts + (windows.lengths - full) * windows.context).sum() / len(windows))
 
 
 def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: None) -> dict[str, Any]:
@@ -116,8 +103,9 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
         UserError: the run does not fit the dataset or the environment.
 
     """
-    space, subset = space_of(store), subset_of(spec, store)
-    check_env(spec.evaluate, space)
+    space, subset = store.space, subset_of(spec, store)
+    check_model(spec, space)
+    check_env(spec, space)
     cost = cost_of(spec, store)
     provenance.reset_peak_memory()
     if torch.cuda.is_available():
@@ -132,8 +120,9 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
 
 def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
     """The columns that are known before a run starts: who it is, and with what it is run."""
+    spec = canonical(spec)
     return {
-        "run_id": specs.run_id(spec, digest),
+        "run_id": run_id(spec, digest),
         "kind": spec.model.kind,
         "width": spec.model.width,
         "depth": spec.model.depth,
@@ -189,7 +178,10 @@ class _Training:
         self.held_out = HeldOut(subset.held_out, self.normalise, batch=4 * spec.train.batch)
         model = plug.load("models", spec.model.kind).Model(spec.model, space)
         optimiser = torch.optim.AdamW(
-            parameter_groups(model, spec.train.weight_decay), lr=spec.train.learning_rate, fused=True
+            parameter_groups(model, spec.train.weight_decay),
+            lr=spec.train.learning_rate,
+            betas=(0.9, spec.train.beta2),
+            fused=True,
         )
         self.bare = model
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
@@ -249,7 +241,7 @@ class _Training:
     def _rollouts(self) -> Rollouts | None:
         if self.spec.evaluate.env is None:
             return None
-        return rollout(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
+        return play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
 
     def _measured(self, curve: list[dict[str, Any]], updates: int) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -289,8 +281,12 @@ class _Training:
 
 
 def learning_rate(spec: TrainSpec, update: int, updates: int) -> float:
-    """Linear rise over the first ``warmup`` share of the updates, then constant."""
-    return spec.learning_rate * min(1.0, (update + 1) / max(1.0, spec.warmup * updates))
+    """Linear rise over the first ``warmup`` share of the updates, then constant, or a cosine down to a tenth."""
+    rise = max(1.0, spec.warmup * updates)
+    if update + 1 <= rise or spec.schedule == "constant":
+        return spec.learning_rate * min(1.0, (update + 1) / rise)
+    progress = (update + 1 - rise) / max(1.0, updates - rise)
+    return spec.learning_rate * max(0.1, 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -302,6 +298,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     decays: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         free = parameter.ndim < 2 or name.rsplit(".", 1)[-1] == "A_log" or id(parameter) in tables
         (exempt if free else decays).append(parameter)
     return [{"params": decays, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
@@ -310,7 +308,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:
     """Median wall time of one update of this run, here and now, from about ``budget`` seconds of trying."""
     with _accelerator(spec) as accelerator, _seeded(spec.seed, 0):
-        training = _Training(spec, space_of(store), subset_of(spec, store), accelerator)
+        training = _Training(spec, store.space, subset_of(spec, store), accelerator)
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < 3 or (len(times) < 12 and time.perf_counter() - begin < budget):

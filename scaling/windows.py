@@ -25,7 +25,8 @@ class Batch:
     rtg: np.ndarray
     """(window, context), divided by the run's scale."""
     state: np.ndarray
-    """(window, context, state), normalised."""
+    """(window, context, state), normalised; or single pictures, (window, frames - 1 + context, side, side), of which
+    the state at position p is made of those from p to p + frames - 1."""
     action: np.ndarray
     """(window, context, action), or (window, context) for discrete actions."""
     timestep: np.ndarray
@@ -46,7 +47,9 @@ class Normaliser:
     std: np.ndarray
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
-        """(state - mean) / (std + 1e-6), as in the Decision Transformer's code."""
+        """(state - mean) / (std + 1e-6), as in the Decision Transformer's code; pictures as they are."""
+        if state.dtype == np.uint8:
+            return state
         return ((state - self.mean) / (self.std + 1e-6)).astype(np.float32)
 
 
@@ -96,10 +99,10 @@ def check_fits(store: Store, spec: RunSpec) -> None:
 class Windows:
     """Windows over some episodes of a store."""
 
-    def __init__(self, store: Store, episodes: np.ndarray, context: int, rtg_scale: float) -> None:
+    def __init__(self, store: Store, episodes: np.ndarray, spec: RunSpec) -> None:
         self.store = store
-        self.context = context
-        self.rtg_scale = rtg_scale
+        self.context, self.frames = spec.model.context, spec.model.frames
+        self.rtg_scale, self.starts = spec.data.rtg_scale, spec.data.starts
         self.lengths = store.lengths[episodes]
         self._first = store.starts[episodes]
         self._before = np.concatenate([[0], np.cumsum(self.lengths)])
@@ -109,7 +112,9 @@ class Windows:
         return int(self._before[-1])
 
     def normaliser(self) -> Normaliser:
-        """State statistics over exactly these episodes."""
+        """State statistics over exactly these episodes; pictures have none."""
+        if self.store.space.image:
+            return Normaliser(np.zeros(0), np.ones(0))
         states = self.store.states[self._rows()].astype(np.float64)
         return Normaliser(states.mean(axis=0), states.std(axis=0))
 
@@ -122,8 +127,18 @@ class Windows:
         return np.repeat(self._first - self._before[:-1], self.lengths) + np.arange(len(self))
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """``count`` window starts, each transition equally likely."""
+        """``count`` window starts, each transition equally likely, or each episode."""
+        if self.starts == "episode":
+            return self._before[generator.integers(0, len(self.lengths), count)]
         return generator.integers(0, len(self), count)
+
+    def mean_steps(self) -> float:
+        """Mean number of timesteps in a window, over all that may be drawn."""
+        full = np.minimum(self.lengths, self.context)
+        if self.starts == "episode":
+            return float(full.mean())
+        short_starts = full * (full + 1) / 2
+        return float((short_starts + (self.lengths - full) * self.context).sum() / len(self))
 
     def tiles(self) -> np.ndarray:
         """Starts of windows that cover every transition exactly once."""
@@ -139,7 +154,10 @@ class Windows:
         mask = timestep < self.lengths[episode][:, None]
         timestep = np.where(mask, timestep, 0)
         row = self._first[episode][:, None] + timestep
-        state = normalise(self.store.states[row]) * mask[..., None]
+        if self.store.space.image:
+            state = self._pictures(episode, starts - self._before[episode])
+        else:
+            state = normalise(self.store.states[row]) * mask[..., None]
         action = self.store.actions[row]
         return Batch(
             rtg=self.store.rtg[row] * mask / np.float32(self.rtg_scale),
@@ -148,3 +166,10 @@ class Windows:
             timestep=timestep,
             mask=mask,
         )
+
+    def _pictures(self, episode: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """Each picture of a window once, black before the episode began and after it ended."""
+        step = first[:, None] + np.arange(1 - self.frames, self.context)
+        there = (step >= 0) & (step < self.lengths[episode][:, None])
+        row = self._first[episode][:, None] + np.where(there, step, 0)
+        return self.store.states[row] * there[..., None, None].astype(np.uint8)

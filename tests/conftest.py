@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
+from scaling.store import Episodes, Store, build_once, file_identity
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -45,6 +46,11 @@ def write_hdf5(path: Path, columns: dict[str, np.ndarray], compression: str | No
         for key, values in columns.items():
             file.create_dataset(key, data=values, compression=compression)
     return path
+
+
+def build(path: Path, read: Callable[[Path], Episodes], cache: Path | None = None) -> Store:
+    """The store of a file."""
+    return build_once(file_identity(path), lambda: read(path), cache)
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 from scaling.datasets import d4rl
 from scaling.errors import UserError
 from scaling.spec import DataSpec
-from scaling.store import build_once, cache_folder, open_store, returns_to_go
+from scaling.store import cache_folder, open_store, returns_to_go
 
-from conftest import make_columns, write_hdf5
+from conftest import build, make_columns, write_hdf5
 
 
 def test_episodes_end_at_terminals_and_timeouts_and_the_unfinished_tail_is_left_out(tmp_path):
     columns = make_columns([4, 6, 3], tail=5)
-    store = build_once(write_hdf5(tmp_path / "x.hdf5", columns), d4rl.read)
+    store = build(write_hdf5(tmp_path / "x.hdf5", columns), d4rl.read)
     assert store.lengths.tolist() == [4, 6, 3]
     assert store.terminal.tolist() == [True, False, True]
     assert len(store.states) == 13
@@ -32,10 +32,10 @@ def test_return_to_go_by_hand():
 
 
 def test_digest_follows_content_and_neither_name_nor_compression(tmp_path, columns):
-    plain = build_once(write_hdf5(tmp_path / "plain.hdf5", columns), d4rl.read)
-    packed = build_once(write_hdf5(tmp_path / "packed other name.hdf5", columns, compression="gzip"), d4rl.read)
+    plain = build(write_hdf5(tmp_path / "plain.hdf5", columns), d4rl.read)
+    packed = build(write_hdf5(tmp_path / "packed other name.hdf5", columns, compression="gzip"), d4rl.read)
     columns["rewards"][3] += 1e-3
-    changed = build_once(write_hdf5(tmp_path / "changed.hdf5", columns), d4rl.read)
+    changed = build(write_hdf5(tmp_path / "changed.hdf5", columns), d4rl.read)
     assert plain.digest == packed.digest
     assert plain.digest != changed.digest
 
@@ -47,17 +47,17 @@ def test_a_store_is_built_once_and_again_only_when_the_file_changes(hdf5, column
         calls.append(path)
         return d4rl.read(path)
 
-    first = build_once(hdf5, read)
-    assert build_once(hdf5, read).digest == first.digest
+    first = build(hdf5, read)
+    assert build(hdf5, read).digest == first.digest
     assert len(calls) == 1
     columns["rewards"] += 1
     write_hdf5(hdf5, columns)
-    assert build_once(hdf5, read).digest != first.digest
+    assert build(hdf5, read).digest != first.digest
     assert len(calls) == 2
 
 
 def test_store_arrays_are_maps_of_files_that_cannot_be_written(hdf5):
-    store = build_once(hdf5, d4rl.read)
+    store = build(hdf5, d4rl.read)
     assert isinstance(store.states, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         store.states[0, 0] = 1.0
@@ -68,10 +68,10 @@ def test_nothing_half_built_remains_when_reading_or_writing_fails(tmp_path, hdf5
         raise UserError("no")
 
     with pytest.raises(UserError):
-        build_once(hdf5, broken, cache=tmp_path / "cache")
+        build(hdf5, broken, cache=tmp_path / "cache")
     monkeypatch.setattr(json, "dumps", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        build_once(hdf5, d4rl.read, cache=tmp_path / "cache")
+        build(hdf5, d4rl.read, cache=tmp_path / "cache")
     assert [p for p in (tmp_path / "cache").rglob("*") if p.name != "stores"] == []
 
 
@@ -79,7 +79,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path, hdf5):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(UserError, match="SCALING_CACHE"):
-        build_once(hdf5, d4rl.read, cache=blocked)
+        build(hdf5, d4rl.read, cache=blocked)
 
 
 def test_the_embedded_dataset_is_what_its_readme_says(tmp_path):
@@ -145,6 +145,6 @@ def test_paths_start_at_the_sweep_and_a_missing_file_is_named(tmp_path, hdf5):
 
 
 def test_a_store_opens_by_its_folder(hdf5):
-    store = build_once(hdf5, d4rl.read)
+    store = build(hdf5, d4rl.read)
     folder = Path(store.states.filename).parent
     np.testing.assert_array_equal(open_store(folder).rtg, store.rtg)

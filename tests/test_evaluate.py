@@ -8,7 +8,7 @@ import torch
 from scaling import plug, scores
 from scaling.datasets import d4rl
 from scaling.errors import UserError
-from scaling.evaluate import HeldOut, check_env, rollout
+from scaling.evaluate import HeldOut, check_env, play
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.windows import Windows, held_out_episodes, training_episodes
 
@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def normalise(store):
-    return Windows(store, training_episodes(store, DataSpec(fraction=0.1)), 5, 1000.0).normaliser()
+    return Windows(store, training_episodes(store, DataSpec(fraction=0.1)), SPEC).normaliser()
 
 
 def model(spec: RunSpec = SPEC) -> torch.nn.Module:
@@ -66,7 +66,7 @@ def slow_rollout(network, spec: RunSpec, normalise, seed: int) -> tuple[float, i
 
 def test_lockstep_rollouts_equal_episodes_played_one_at_a_time(normalise):
     network = model()
-    together = rollout(network, SPEC, HOPPER, normalise, CPU)
+    together = play(network, SPEC, HOPPER, normalise, CPU)
     assert network.training
     apart = [slow_rollout(network, SPEC, normalise, 7 + episode) for episode in range(3)]
     assert together.lengths.tolist() == [length for _, length in apart]
@@ -77,11 +77,11 @@ def test_the_table_of_timesteps_limits_an_episode(normalise):
     short = RunSpec(
         model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=SPEC.evaluate
     )
-    assert rollout(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [6, 6, 6]
+    assert play(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [6, 6, 6]
 
 
 def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, normalise):
-    windows = Windows(store, held_out_episodes(store, DataSpec(held_out=0.02)), 5, 1000.0)
+    windows = Windows(store, held_out_episodes(store, DataSpec(held_out=0.02)), SPEC)
     network = model()
     losses = [HeldOut(windows, normalise, batch).loss(network, CPU) for batch in (1, 17, 10_000)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
@@ -110,7 +110,7 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
 )
 def test_an_environment_that_does_not_fit_is_refused(env, space, said):
     with pytest.raises(UserError, match=said):
-        check_env(EvaluateSpec(env=env, target_return=1.0), space)
+        check_env(RunSpec(evaluate=EvaluateSpec(env=env, target_return=1.0)), space)
 
 
 def test_scores_run_from_the_random_to_the_expert_return():

@@ -6,7 +6,8 @@ import pytest
 
 from scaling import grid
 from scaling.errors import UserError
-from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, from_dict, run_id, to_dict
+from scaling.identity import run_id
+from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, from_dict, to_dict
 
 
 def write(tmp_path, text: str):
@@ -73,7 +74,6 @@ skip:
         ("base: {model: {width: 3.5}}", "model.width must be int, not float: 3.5"),
         ("base: {model: {width: true}}", "model.width must be int, not bool: True"),
         ("base: {model: {width: 0}}", "model.width must be at least 1: 0"),
-        ("base: {model: {subsequence: 30}}", r"model.subsequence must not exceed model.context \(20\): 30"),
         ("base: {data: {fraction: 1.5}}", r"data.fraction must lie in \(0, 1\]: 1.5"),
         ("base: {train: {budget: steps}}", "train.budget must be one of updates, epochs: 'steps'"),
         ("base: {train: {amount: 2.5}}", "train.amount must be a whole number of updates: 2.5"),
@@ -112,7 +112,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_default_run_id_is_pinned():
     """Changes with any default and any new field, on purpose: old rows then belong to other runs."""
-    assert run_id(RunSpec(), "digest") == "000d7204b17ab54d"
+    assert run_id(RunSpec(), "digest") == "89aff56a77d815c6"
 
 
 def test_run_id_holds_all_that_changes_a_result_and_not_where_the_data_lies():

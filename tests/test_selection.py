@@ -12,7 +12,8 @@ from scaling.intervals import bootstrap
 from scaling.isocompute import iso_compute
 from scaling.objective import Objective
 from scaling.profile import exponents, profile
-from scaling.spec import RunSpec, run_id
+from scaling.identity import run_id
+from scaling.spec import RunSpec
 from scaling.table import Table
 
 from conftest import loss_world, with_specs

@@ -8,16 +8,19 @@ import pytest
 from scaling.datasets import d4rl
 from scaling.errors import UserError
 from scaling.spec import DataSpec, ModelSpec, RunSpec
-from scaling.store import build_once
 from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
 
-from conftest import make_columns, write_hdf5
+from conftest import build, make_columns, write_hdf5
+
+
+def run(context: int, scale: float = 1.0) -> RunSpec:
+    return RunSpec(model=ModelSpec(context=context), data=DataSpec(rtg_scale=scale))
 
 
 @pytest.fixture
 def store(tmp_path):
     lengths = np.random.default_rng(3).integers(1, 40, 60).tolist()
-    return build_once(write_hdf5(tmp_path / "many.hdf5", make_columns(lengths)), d4rl.read)
+    return build(write_hdf5(tmp_path / "many.hdf5", make_columns(lengths)), d4rl.read)
 
 
 def test_no_fraction_and_no_draw_ever_sees_a_held_out_episode(store):
@@ -69,7 +72,7 @@ def slow_window(store, episode: int, step: int, context: int, normalise, scale: 
 @pytest.mark.parametrize("context", [1, 5, 39])
 def test_windows_equal_a_slow_loop_for_every_start(store, context):
     episodes = training_episodes(store, DataSpec(fraction=0.5))
-    windows = Windows(store, episodes, context, 7.0)
+    windows = Windows(store, episodes, run(context, 7.0))
     normalise = windows.normaliser()
     batch = windows.gather(np.arange(len(windows)), normalise)
     index = 0
@@ -85,7 +88,7 @@ def test_windows_equal_a_slow_loop_for_every_start(store, context):
 
 def test_tiles_cover_every_transition_once(store):
     episodes = held_out_episodes(store, DataSpec())
-    windows = Windows(store, episodes, 6, 1.0)
+    windows = Windows(store, episodes, run(6))
     batch = windows.gather(windows.tiles(), windows.normaliser())
     assert batch.mask.sum() == len(windows) == store.lengths[episodes].sum()
     seen = batch.action[batch.mask]
@@ -95,13 +98,13 @@ def test_tiles_cover_every_transition_once(store):
 def test_states_are_normalised_by_the_training_subset_alone(store):
     episodes = training_episodes(store, DataSpec(fraction=0.2))
     rows = np.concatenate([np.arange(store.starts[e], store.starts[e + 1]) for e in episodes])
-    normalise = Windows(store, episodes, 5, 1.0).normaliser()
+    normalise = Windows(store, episodes, run(5)).normaliser()
     np.testing.assert_allclose(normalise.mean, store.states[rows].mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(normalise.std, store.states[rows].std(0), rtol=1e-5)
 
 
 def test_every_transition_is_drawn_equally_often_and_by_the_generator_alone(store):
-    windows = Windows(store, training_episodes(store, DataSpec()), 5, 1.0)
+    windows = Windows(store, training_episodes(store, DataSpec()), run(5))
     drawn = windows.draw(200 * len(windows), np.random.default_rng(0))
     counts = np.bincount(drawn, minlength=len(windows))
     assert abs(counts.mean() - 200) < 1e-9

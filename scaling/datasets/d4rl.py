@@ -13,8 +13,9 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.spec import DataSpec
-from scaling.store import Episodes, Store, build_once
+from scaling.store import Episodes, Store, build_once, file_identity
 
+FIELDS = ("path",)
 EMBEDDED = "embedded:"
 REQUIRED = ("observations", "actions", "rewards", "terminals")
 
@@ -46,7 +47,8 @@ def open(spec: DataSpec, folder: Path) -> Store:
         UserError: the file is missing, truncated, lacks a key, or holds values that cannot be trained on.
 
     """
-    return build_once(locate(spec.path, folder), read)
+    path = locate(spec.path, folder)
+    return build_once(file_identity(path), lambda: read(path))
 
 
 def read(path: Path) -> Episodes:

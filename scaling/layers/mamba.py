@@ -2,12 +2,15 @@
 
     x, z = W_in u;  x = silu(conv(x));  (dt, B, C) = W_x x;  y = scan(x, W_dt dt, A, B, C, D, z);  out = W_out y
 
-A state_dict of ``mamba_ssm.Mamba(width)`` fits and the other way round. The step sizes start log-uniform in
-[DT_MIN, DT_MAX]; nothing may re-initialise ``dt_proj.bias`` afterwards, which is how the public Decision Mamba codes
-lose their memory: zeroed, it gives a half-life of one token.
+A state_dict of ``mamba_ssm.Mamba(width)`` fits and the other way round. A starts as S4D-real, -1 ... -d_state in every
+channel; the step sizes start log-uniform. Nothing may re-initialise ``dt_proj.bias`` afterwards, which is how the public
+Decision Mamba codes lose their memory: zeroed, it gives a half-life of one token. ``dt_init: zero_bias`` does that on
+purpose.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,33 +21,88 @@ from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import selective_scan
 from scaling.spec import ModelSpec
 
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4
-"""mamba-ssm's range of initial step sizes."""
+DT_FLOOR = 1e-4
+"""mamba-ssm's smallest initial step size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaShape:
+    """What a block is made of."""
+
+    width: int
+    d_state: int
+    d_conv: int
+    expand: int
+    dt_init: str
+    dt_min: float
+    dt_max: float
+
+    @property
+    def inner(self) -> int:
+        """Channels inside the block."""
+        return self.expand * self.width
+
+    @property
+    def rank(self) -> int:
+        """mamba-ssm's default rank of the step-size projection."""
+        return math.ceil(self.width / 16)
+
+
+KNOBS = ("d_state", "d_conv", "expand", "dt_init", "dt_min", "dt_max")
+"""Fields of the spec that shape a block."""
+
+
+def shape_of(spec: ModelSpec, local: bool = False) -> MambaShape:
+    """The block of the spec; for the local branch, with its overrides."""
+    own = {name: getattr(spec, f"local_{name}") if local else None for name in KNOBS}
+    values = {name: getattr(spec, name) if own[name] is None else own[name] for name in KNOBS}
+    return MambaShape(width=spec.width, **values)
+
+
+def fields_of(spec: ModelSpec, local: bool = False) -> set[str]:
+    """Fields of the spec that :func:`shape_of` reads and that make a difference."""
+    names = set(KNOBS)
+    if shape_of(spec, local).dt_init == "zero_bias":
+        names -= {"dt_min", "dt_max"}
+    return names | {f"local_{name}" for name in names} if local else names
+
+
+class MambaState(NamedTuple):
+    """What a block remembers between tokens."""
+
+    conv: Float[Tensor, "batch inner taps"]
+    """The last inputs of the convolution, the newest last."""
+    scan: Float[Tensor, "batch inner d_state"]
 
 
 class Mamba(nn.Module):
     """One block; every output depends on its own and earlier tokens only."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, shape: MambaShape) -> None:
         super().__init__()
-        inner, rank = spec.expand * spec.width, dt_rank(spec)
-        self.in_proj = nn.Linear(spec.width, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, spec.d_conv, groups=inner)
-        self.x_proj = nn.Linear(inner, rank + 2 * spec.d_state, bias=False)
+        inner, rank, width = shape.inner, shape.rank, shape.width
+        self.shape = shape
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, shape.d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, rank + 2 * shape.d_state, bias=False)
         self.dt_proj = nn.Linear(rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1.0, spec.d_state + 1).log().repeat(inner, 1))
+        self.A_log = nn.Parameter(torch.arange(1.0, shape.d_state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, spec.width, bias=False)
-        self.split = [rank, spec.d_state, spec.d_state]
-        self._initialise_steps()
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.split = [rank, shape.d_state, shape.d_state]
+        with torch.no_grad():
+            self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
+        self.initialise_last()
 
     @torch.no_grad()
-    def _initialise_steps(self) -> None:
-        rank = self.split[0]
-        self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
-        log_dt = torch.empty_like(self.dt_proj.bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
-        dt = log_dt.exp().clamp(min=DT_FLOOR)
-        self.dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of this is dt
+    def initialise_last(self) -> None:
+        """Set the bias that decides the first step sizes; to be called after any other initialisation."""
+        bias, shape = self.dt_proj.bias, self.shape
+        if shape.dt_init == "zero_bias":
+            bias.zero_()
+            return
+        dt = torch.empty_like(bias).uniform_(math.log(shape.dt_min), math.log(shape.dt_max)).exp().clamp(min=DT_FLOOR)
+        bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # softplus of this is dt
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
@@ -53,36 +111,56 @@ class Mamba(nn.Module):
         x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
         with full_precision:
             x = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
-        delta = _at_least_single(functional.linear(low_rank, self.dt_proj.weight))
-        B, C = _at_least_single(B), _at_least_single(C)
+        delta, B, C = self.steps_and_gates(x)
         with full_precision:
             y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias)
         return self.out_proj(y)
+
+    def steps_and_gates(self, x: Float[Tensor, "*batch inner"]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the convolved input selects: step sizes before bias and softplus, B and C."""
+        low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
+        delta = functional.linear(low_rank, self.dt_proj.weight)
+        return _at_least_single(delta), _at_least_single(B), _at_least_single(C)
+
+    def initial_state(self, batch: int) -> MambaState:
+        """The state before the first token."""
+        zeros = self.A_log.new_zeros
+        return MambaState(
+            zeros(batch, self.shape.inner, self.shape.d_conv), zeros(batch, self.shape.inner, self.shape.d_state)
+        )
+
+    def step(
+        self, state: MambaState, u: Float[Tensor, "batch width"]
+    ) -> tuple[Float[Tensor, "batch width"], MambaState]:
+        """Output for one token, and the state after it: the recurrence that :meth:`forward` unrolls."""
+        assert self.conv1d.bias is not None
+        x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
+        conv = torch.cat([state.conv[..., 1:], x[..., None]], dim=-1)
+        x = functional.silu((conv * self.conv1d.weight.squeeze(1)).sum(-1) + self.conv1d.bias)
+        delta, B, C = self.steps_and_gates(x)
+        dt = functional.softplus(delta + self.dt_proj.bias)[..., None]
+        scan = torch.exp(-self.A_log.exp() * dt) * state.scan + dt * x[..., None] * B[:, None]
+        y = ((scan * C[:, None]).sum(-1) + self.D * x) * functional.silu(z)
+        return self.out_proj(y), MambaState(conv, scan)
 
 
 def _at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def dt_rank(spec: ModelSpec) -> int:
-    """mamba-ssm's default rank of the step-size projection."""
-    return math.ceil(spec.width / 16)
-
-
-def count(spec: ModelSpec) -> int:
+def count(shape: MambaShape) -> int:
     """Parameters of one block."""
-    d, inner, rank = spec.width, spec.expand * spec.width, dt_rank(spec)
-    projections = d * 2 * inner + inner * (rank + 2 * spec.d_state) + (rank * inner + inner) + inner * d
-    return projections + inner * (spec.d_conv + 1) + inner * spec.d_state + inner
+    d, inner, rank = shape.width, shape.inner, shape.rank
+    projections = d * 2 * inner + inner * (rank + 2 * shape.d_state) + (rank * inner + inner) + inner * d
+    return projections + inner * (shape.d_conv + 1) + inner * shape.d_state + inner
 
 
-def flops(spec: ModelSpec) -> int:
+def flops(shape: MambaShape) -> int:
     """Forward floating-point operations of one block for one token.
 
     Two per weight of a projection or tap. The scan does seven per channel and state: dt A, exp, decay h, drive B,
     their sum, C h and its sum. Activations, gate and skip are left out, being of the order of the channels.
     """
-    d, inner, rank = spec.width, spec.expand * spec.width, dt_rank(spec)
-    projections = d * 2 * inner + inner * (rank + 2 * spec.d_state) + rank * inner + inner * d
-    return 2 * projections + 2 * inner * spec.d_conv + 7 * inner * spec.d_state
+    d, inner, rank = shape.width, shape.inner, shape.rank
+    projections = d * 2 * inner + inner * (rank + 2 * shape.d_state) + rank * inner + inner * d
+    return 2 * projections + 2 * inner * shape.d_conv + 7 * inner * shape.d_state
