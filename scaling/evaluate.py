@@ -129,7 +129,9 @@ def _make(spec: RunSpec) -> gymnasium.Env:
     if name == OWN:
         source = plug.load("datasets", spec.data.kind)
         if not hasattr(source, "make"):
-            raise UserError(f"evaluate.env {OWN} is for generated data, and data.kind is {spec.data.kind}: name a Gymnasium id")
+            raise UserError(
+                f"evaluate.env {OWN} is for generated data, and data.kind is {spec.data.kind}: name a Gymnasium id"
+            )
         own: gymnasium.Env = source.make(spec.data)
         return own
     with warnings.catch_warnings():

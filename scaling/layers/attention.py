@@ -1,6 +1,6 @@
 """Causal multi-head self-attention, as in GPT-2 (Radford et al. 2019).
 
-    q, k, v = W u + b;   out = W_o softmax(q k^T / sqrt(d_head), over the past) v + b_o
+q, k, v = W u + b;   out = W_o softmax(q k^T / sqrt(d_head), over the past) v + b_o
 """
 
 from jaxtyping import Float

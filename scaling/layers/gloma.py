@@ -110,7 +110,9 @@ class LocalBranch(nn.Module):
 
         """
         if self.per_window:
-            raise UserError("model.local_weights per_window has no recurrent form: use shared, or evaluate.rollout window")
+            raise UserError(
+                "model.local_weights per_window has no recurrent form: use shared, or evaluate.rollout window"
+            )
         return LocalState(0, ())
 
     def step(self, state: LocalState, u: Float[Tensor, "batch width"]) -> tuple[Tensor, LocalState]:
@@ -218,7 +220,10 @@ def count(spec: ModelSpec) -> int:
     """Parameters of one mixer."""
     scopes = SCOPES[spec.branches]
     copies = windows(spec, spec.context) if spec.local_weights == "per_window" else 1
-    each = {"global": mamba.count(mamba.shape_of(spec)), "local": copies * mamba.count(mamba.shape_of(spec, local=True))}
+    each = {
+        "global": mamba.count(mamba.shape_of(spec)),
+        "local": copies * mamba.count(mamba.shape_of(spec, local=True)),
+    }
     fusion = {"sum": 0, "learned": 1, "gate": spec.width**2 + spec.width}[spec.fusion] if len(scopes) == 2 else 0
     return sum(each[scope] for scope in scopes) + fusion
 

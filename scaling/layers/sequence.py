@@ -1,6 +1,6 @@
 """The frame that sequence models share: tokens in, layers, actions out, in parallel or one token at a time.
 
-    x <- x + Mixer(LN(x));   x <- x + FFN(LN(x))     (pre-norm, as in GPT-2)
+x <- x + Mixer(LN(x));   x <- x + FFN(LN(x))     (pre-norm, as in GPT-2)
 """
 
 from collections.abc import Callable

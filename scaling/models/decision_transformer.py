@@ -53,7 +53,9 @@ def check(spec: ModelSpec, space: Space) -> None:
     tokens.check_encoder(spec, space)
     if spec.width % spec.heads:
         divisors = [str(heads) for heads in range(1, spec.width + 1) if spec.width % heads == 0]
-        raise UserError(f"model.heads must divide model.width ({spec.width}), one of {', '.join(divisors)}: {spec.heads}")
+        raise UserError(
+            f"model.heads must divide model.width ({spec.width}), one of {', '.join(divisors)}: {spec.heads}"
+        )
 
 
 def count(spec: ModelSpec, space: Space) -> dict[str, int]:
