@@ -1,4 +1,4 @@
-"""What a run is, once fields that its kinds do not read are set aside: who it is in a table, and whether it can be built."""
+"""Who a run is, once the fields that its kinds do not read are set aside, and whether it can be built."""
 
 import dataclasses
 from typing import Any

@@ -1,7 +1,8 @@
 """Weights of other codes: the Decision Transformer's checkpoints in its authors' layout, ours from theirs and back.
 
-Layouts of https://github.com/kzl/decision-transformer: ``gym`` on GPT-2, whose linear maps are transposed, and ``atari`` on
-minGPT, whose attention keeps query, key and value apart. A block of mamba-ssm needs no conversion: ours has its names.
+Layouts of https://github.com/kzl/decision-transformer: ``gym`` on GPT-2, whose linear maps are transposed, and
+``atari`` on minGPT, whose attention keeps query, key and value apart. A block of mamba-ssm needs no conversion: ours
+has its names.
 """
 
 import re

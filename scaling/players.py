@@ -1,9 +1,9 @@
 """How a network sees an episode under way: through a window, or through its recurrent state.
 
-A window holds the last ``context`` steps, as in training: when it slides, the first of them is where the network's memory
-and the sub-sequences of a local branch begin. A recurrent state holds all steps since the episode began and never begins
-anew; sub-sequences are counted from the first step of the episode. The two agree until the window slides. Afterwards the
-recurrent network remembers more than it ever did in training: it is asked to extrapolate.
+A window holds the last ``context`` steps, as in training: when it slides, the first of them is where the network's
+memory and the sub-sequences of a local branch begin. A recurrent state holds all steps since the episode began and
+never begins anew; sub-sequences are counted from the first step of the episode. The two agree until the window
+slides. Afterwards the recurrent network remembers more than it ever did in training: it is asked to extrapolate.
 """
 
 from typing import Any

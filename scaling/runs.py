@@ -13,7 +13,6 @@ from scaling.identity import canonical, check_model, check_read, run_id
 from scaling.spec import RunSpec
 from scaling.store import Store
 
-
 DataKey = tuple[str, str, int, int, int]
 """What decides the content of a dataset: kind, path, and what a generated task is made from."""
 

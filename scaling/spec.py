@@ -36,7 +36,7 @@ class ModelSpec:
     """Rows of the timestep embedding: the longest episode that can be trained on or evaluated."""
 
     encoder: Literal["linear", "conv"] = "linear"
-    """How states are embedded: vectors by a linear layer, pictures of 84 x 84 by the Atari codes' three convolutions."""
+    """How states are embedded: vectors by a linear layer, pictures by the Atari codes' three convolutions."""
     frames: int = 4
     """Pictures stacked into one state."""
     stem: Literal["gym", "atari"] = "gym"
@@ -44,7 +44,7 @@ class ModelSpec:
     positions: bool = True
     """Whether tokens are told when they happened."""
     init: Literal["torch", "gpt2"] = "torch"
-    """Linear layers of the blocks: PyTorch's initialisation, or N(0, 0.02^2) with zero biases as in the public codes."""
+    """Of linear layers in the blocks: PyTorch's, or N(0, 0.02^2) with zero biases as in the public codes."""
     ffn: bool = True
     """Whether each layer ends in a feed-forward network."""
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from scaling import plug, provenance, results, scores, spec as specs
 from scaling.errors import Diverged
-from scaling.evaluate import HeldOut, Rollouts, check_env, play, summed_loss, tensors
+from scaling.evaluate import HeldOut, Rollouts, check_env, play, summed_loss
 from scaling.identity import canonical, check_model, run_id
 from scaling.ops.selective_scan import kernel_name
+from scaling.players import tensors
 from scaling.spec import RunSpec, Space, TrainSpec
 from scaling.store import Store
 from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes

@@ -8,11 +8,11 @@ import yaml
 from scaling import design, fit as fits, grid, nulls, power as powers, selection, study as studies
 from scaling.ensemble import average
 from scaling.errors import UserError
+from scaling.identity import run_id
 from scaling.intervals import bootstrap
 from scaling.isocompute import iso_compute
 from scaling.objective import Objective
 from scaling.profile import exponents, profile
-from scaling.identity import run_id
 from scaling.spec import RunSpec
 from scaling.table import Table
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
+import transcriptions
 from torch import Tensor, nn
 
-import transcriptions
 from scaling import interop, plug
 from scaling.errors import UserError
 from scaling.layers.gloma import SCOPES
@@ -75,7 +75,7 @@ def stacked(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def agree(model: nn.Module, weights: dict[str, Tensor], mine: Tensor, theirs: Tensor) -> None:
-    """Same values, and same gradients to every weight; ``weights`` maps the model's own names to what was transcribed."""
+    """Same values, and same gradients to every weight, found in ``weights`` by the model's own names."""
     torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-8)
     direction = torch.randn(mine.shape, generator=torch.Generator().manual_seed(2), dtype=mine.dtype)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -266,9 +266,7 @@ def test_an_atari_checkpoint_comes_back_whole():
 
 
 def test_what_is_not_a_checkpoint_of_the_original_is_refused():
-    with pytest.raises(
-        UserError, match="not a Decision Transformer of the original layout: unknown weight 'conv.weight'"
-    ):
+    with pytest.raises(UserError, match="not a Decision Transformer of the original layout: unknown weight 'conv"):
         interop.from_original({"conv.weight": torch.zeros(1)})
 
 
@@ -295,11 +293,12 @@ def test_a_block_of_mamba_ssm_loads_gives_the_same_output_and_comes_back(width, 
 def test_the_transcription_notices_a_different_network():
     """The comparison can fail: another overlap is another network."""
     spec = small("mambadm", VECTOR, subsequence=3, overlap=0, depth=1)
-    with pytest.raises(AssertionError):
-        model = build(spec, VECTOR)
-        weights, inputs = leaves(model), window(VECTOR)
-        theirs = transcriptions.gloma(gloma_names(weights), **inputs, subsequence=3, overlap=2)
-        agree(model, weights, model(**inputs), theirs)
+    model = build(spec, VECTOR)
+    weights, inputs = leaves(model), window(VECTOR)
+    theirs = transcriptions.gloma(gloma_names(weights), **inputs, subsequence=3, overlap=2)
+    mine = model(**inputs)
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        agree(model, weights, mine, theirs)
 
 
 def test_pictures_are_stacked_oldest_first():

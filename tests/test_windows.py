@@ -7,7 +7,8 @@ import pytest
 
 from scaling.datasets import d4rl
 from scaling.errors import UserError
-from scaling.spec import DataSpec, ModelSpec, RunSpec
+from scaling.spec import DataSpec, ModelSpec, RunSpec, Space
+from scaling.store import Episodes, Store, build_once
 from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
 
 from conftest import build, make_columns, write_hdf5
@@ -110,3 +111,39 @@ def test_every_transition_is_drawn_equally_often_and_by_the_generator_alone(stor
     assert abs(counts.mean() - 200) < 1e-9
     assert counts.std() < 1.15 * np.sqrt(200)
     np.testing.assert_array_equal(windows.draw(9, np.random.default_rng(5)), windows.draw(9, np.random.default_rng(5)))
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Store:
+    """Episodes of 5, 2 and 9 pictures; the value of every pixel is the number of its transition, plus one."""
+    rows = 16
+    numbers = np.arange(1, rows + 1, dtype=np.uint8)
+    episodes = Episodes(
+        states=np.broadcast_to(numbers[:, None, None], (rows, 84, 84)).copy(),
+        actions=np.arange(rows) % 4,
+        rewards=np.ones(rows, np.float32),
+        starts=np.array([0, 5, 7, 16]),
+        terminal=np.ones(3, bool),
+        about={},
+    )
+    return build_once("pictures", lambda: episodes, tmp_path)
+
+
+def test_pictures_come_once_each_black_outside_their_episode(pictures):
+    spec = RunSpec(model=ModelSpec(context=3, frames=4))
+    windows = Windows(pictures, np.array([0, 2]), spec)
+    batch = windows.gather(np.array([0, 4, 5, 13]), windows.normaliser())
+    assert batch.state.shape == (4, 6, 84, 84)
+    assert batch.state.dtype == np.uint8
+    assert (batch.state == batch.state[:, :, :1, :1]).all()
+    assert batch.state[:, :, 0, 0].tolist() == [
+        [0, 0, 0, 1, 2, 3],  # three black ones before the first picture of an episode
+        [2, 3, 4, 5, 0, 0],  # the last state of an episode, and padding
+        [0, 0, 0, 8, 9, 10],
+        [13, 14, 15, 16, 0, 0],
+    ]
+    assert batch.mask.tolist() == [[True] * 3, [True, False, False], [True] * 3, [True, False, False]]
+
+
+def test_a_store_of_pictures_says_so(pictures):
+    assert pictures.space == Space(state=84, action=4, discrete=True, image=True)

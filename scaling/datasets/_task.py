@@ -25,7 +25,7 @@ class Task(gymnasium.Env[np.ndarray, np.int64], ABC):
 
 
 def record(task: Task, name: str, spec: DataSpec) -> Store:
-    """The store of ``spec.episodes`` episodes of the task's expert; episode i is reset with the i-th number of a seed."""
+    """The store of ``spec.episodes`` episodes of the task's expert, each reset with a number drawn from the seed."""
     identity = f"{name}|{TASK_VERSION}|{spec.horizon}|{spec.episodes}|{spec.seed}"
     return build_once(identity, lambda: _play(task, spec))
 

@@ -1,8 +1,8 @@
 """A task of short memory: at every step, repeat the symbol of ``horizon - 1`` steps ago.
 
-A state is one symbol, -1 or 1 at random. The choices are to wait, right as long as there is nothing to repeat, and either
-symbol. Each of the STEPS steps with the right choice adds an equal share to the return, 1 in all. With a horizon of one the
-task is Markov; the context beyond the horizon is noise.
+A state is one symbol, -1 or 1 at random. The choices are to wait, right as long as there is nothing to repeat, and
+either symbol. Each of the STEPS steps with the right choice adds an equal share to the return, 1 in all. With a
+horizon of one the task is Markov; the context beyond the horizon is noise.
 """
 
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""A T-maze: a clue at the first step decides which way to turn at the last (Bakker 2001; passive, as in Ni et al. 2023).
+"""A T-maze: a clue at the first step decides the turn at the last (Bakker 2001; passive, as in Ni et al. 2023).
 
-A state is (clue, junction, noise): the clue is -1 or 1 at the first step and 0 afterwards; the junction is 1 at the last step
-of the corridor and 0 before; the noise is -1, 0 or 1 at random. The choices are to go on, to turn left, to turn right. The
-return is 1 for the turn that the clue asked for and 0 for anything else. Nothing but the first state tells the turns
-apart, so a network that has forgotten it is right half of the time. ``data.horizon`` is the number of steps; each is three
-tokens.
+A state is (clue, junction, noise): the clue is -1 or 1 at the first step and 0 afterwards; the junction is 1 at the
+last step of the corridor and 0 before; the noise is -1, 0 or 1 at random. The choices are to go on, to turn left, to
+turn right. The return is 1 for the turn that the clue asked for and 0 for anything else. Nothing but the first state
+tells the turns apart, so a network that has forgotten it is right half of the time. ``data.horizon`` is the number of
+steps; each is three tokens.
 """
 
 from pathlib import Path

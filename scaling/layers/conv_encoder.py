@@ -1,9 +1,9 @@
-"""Pictures as embeddings: the three convolutions of DQN (Mnih et al. 2015), as in the Decision Transformer's Atari code.
+"""Pictures as embeddings: DQN's three convolutions (Mnih et al. 2015), as in the Decision Transformer's Atari code.
 
     32 of 8 x 8, step 4;  64 of 4 x 4, step 2;  64 of 3 x 3, step 1;  ReLU after each;  linear;  tanh
 
-Pictures travel as single frames of one byte per pixel and are stacked here, so a window of T states holds T + frames - 1
-pictures and not T x frames.
+Pictures travel as single frames of one byte per pixel and are stacked here, so a window of T states holds T + frames
+- 1 pictures and not T x frames.
 """
 
 import torch
@@ -32,7 +32,7 @@ def conv_encoder(spec: ModelSpec) -> nn.Sequential:
 
 
 def encode(
-    encoder: nn.Sequential, pictures: UInt8[Tensor, "batch picture side side"], frames: int
+    encoder: nn.Module, pictures: UInt8[Tensor, "batch picture side side"], frames: int
 ) -> Float[Tensor, "batch time width"]:
     """One embedding per state; the state at time t is made of the pictures t ... t + frames - 1 of its window."""
     batch, count = pictures.shape[:2]

@@ -1,4 +1,4 @@
-"""The feed-forward network at the end of a layer: Linear -> activation -> Linear -> dropout, four times wider inside."""
+"""The network at the end of a layer: Linear -> activation -> Linear -> dropout, four times wider inside."""
 
 from torch import nn
 

@@ -5,13 +5,13 @@
 Each of the two is global or local. The paper's mixer is one of each, with a = b (its Eq. 10).
 
 A local branch cuts the window into sub-sequences of whole timesteps, which start anew every ``subsequence - overlap``
-timesteps, counted from the window's first. Each begins with an empty state. Where they overlap, a timestep takes its output
-from the one that began first, in which it sees most of the past: with an overlap of ``subsequence - 1`` that is the last
-output of the sub-sequence ending there, as in GLAM.
+timesteps, counted from the window's first. Each begins with an empty state. Where they overlap, a timestep takes its
+output from the one that began first, in which it sees most of the past: with an overlap of ``subsequence - 1`` that
+is the last output of the sub-sequence ending there, as in GLAM.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -176,9 +176,9 @@ class GLoMa(nn.Module):
 
     def initial_state(self, batch: int) -> list[MambaState | LocalState]:
         """The state before the first token, branch by branch."""
-        return [branch.initial_state(batch) for branch in self.branches]  # type: ignore[operator, misc]
+        return [branch.initial_state(batch) for branch in self.branches]  # type: ignore[operator]
 
-    def step(self, state: list, u: Float[Tensor, "batch width"]) -> tuple[Tensor, list]:  # type: ignore[type-arg]
+    def step(self, state: list[Any], u: Float[Tensor, "batch width"]) -> tuple[Tensor, list[Any]]:
         """One token."""
         each = [branch.step(before, u) for branch, before in zip(self.branches, state, strict=True)]  # type: ignore[operator]
         return self._fused(u, [out for out, _ in each]), [after for _, after in each]

@@ -2,15 +2,15 @@
 
     x, z = W_in u;  x = silu(conv(x));  (dt, B, C) = W_x x;  y = scan(x, W_dt dt, A, B, C, D, z);  out = W_out y
 
-A state_dict of ``mamba_ssm.Mamba(width)`` fits and the other way round. A starts as S4D-real, -1 ... -d_state in every
-channel; the step sizes start log-uniform. Nothing may re-initialise ``dt_proj.bias`` afterwards, which is how the public
-Decision Mamba codes lose their memory: zeroed, it gives a half-life of one token. ``dt_init: zero_bias`` does that on
-purpose.
+A state_dict of ``mamba_ssm.Mamba(width)`` fits and the other way round. A starts as S4D-real, -1 ... -d_state in
+every channel; the step sizes start log-uniform. Nothing may re-initialise ``dt_proj.bias`` afterwards, which is how
+the public Decision Mamba codes lose their memory: zeroed, it gives a half-life of one token. ``dt_init: zero_bias``
+does that on purpose.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -55,7 +55,7 @@ KNOBS = ("d_state", "d_conv", "expand", "dt_init", "dt_min", "dt_max")
 def shape_of(spec: ModelSpec, local: bool = False) -> MambaShape:
     """The block of the spec; for the local branch, with its overrides."""
     own = {name: getattr(spec, f"local_{name}") if local else None for name in KNOBS}
-    values = {name: getattr(spec, name) if own[name] is None else own[name] for name in KNOBS}
+    values: dict[str, Any] = {name: getattr(spec, name) if own[name] is None else own[name] for name in KNOBS}
     return MambaShape(width=spec.width, **values)
 
 

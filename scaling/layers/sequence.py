@@ -18,6 +18,9 @@ from scaling.spec import ModelSpec, Space
 class Layer(nn.Module):
     """One layer around a mixer of tokens."""
 
+    mixer: Any
+    """A module from (batch, token, width) to the same; a recurrent one has ``initial_state`` and ``step`` too."""
+
     def __init__(self, spec: ModelSpec, mixer: nn.Module, activation: str = "gelu") -> None:
         super().__init__()
         self.norm = nn.LayerNorm(spec.width)
@@ -68,18 +71,22 @@ class RecurrentModel(SequenceModel):
 
     def initial_state(self, batch: int) -> list[Any]:
         """The state before the first token, layer by layer."""
-        return [layer.mixer.initial_state(batch) for layer in self.layers]  # type: ignore[operator, union-attr]
+        return [layer.mixer.initial_state(batch) for layer in self._each()]
 
     def step(self, state: list[Any], token: Float[Tensor, "batch width"]) -> tuple[Tensor, list[Any]]:
         """Output of the last layer for one token of the stem, and the state after it.
 
-        Token for token what :meth:`forward` computes; ``head.predict`` turns the output of a state token into an action.
+        Token for token what :meth:`forward` computes; ``head.predict`` turns the output of a state token into an
+        action.
         """
         after = []
-        for layer, before in zip(self.layers, state, strict=True):
-            token, new = layer.step(before, token)  # type: ignore[operator]
+        for layer, before in zip(self._each(), state, strict=True):
+            token, new = layer.step(before, token)
             after.append(new)
         return token, after
+
+    def _each(self) -> list[Layer]:
+        return [layer for layer in self.layers if isinstance(layer, Layer)]
 
 
 @torch.no_grad()
@@ -95,7 +102,7 @@ def _gpt2_initialisation(module: nn.Module) -> None:
                 part.bias.zero_()
     for part in module.modules():
         if hasattr(part, "initialise_last"):
-            part.initialise_last()
+            part.initialise_last()  # type: ignore[operator]
 
 
 def fields_of(spec: ModelSpec) -> set[str]:

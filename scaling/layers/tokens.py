@@ -1,9 +1,9 @@
 """The decision sequence (R_1, s_1, a_1, ..., R_K, s_K, a_K) as tokens, and actions read off its state tokens.
 
-``stem: gym`` is that of the Decision Transformer's Gym code (Chen et al. 2021, Algorithm 1): an embedding for each kind
-of token plus one of the timestep, common to its three tokens; LayerNorm; dropout. ``stem: atari`` is that of its Atari
-code: tanh of each embedding plus one of the window's first timestep and one of the token's place in the window; dropout;
-no bias in the head.
+``stem: gym`` is that of the Decision Transformer's Gym code (Chen et al. 2021, Algorithm 1): an embedding for each
+kind of token plus one of the timestep, common to its three tokens; LayerNorm; dropout. ``stem: atari`` is that of its
+Atari code: tanh of each embedding plus one of the window's first timestep and one of the token's place in the window;
+dropout; no bias in the head.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     h <- ReLU(W h + b), then dropout, ``depth`` times;   a = tanh(W h + b), or logits
 
-As ``MLPBCModel`` of the Decision Transformer's code with one state, which is the first of its tables' baselines. Given the
-return-to-go it is the control for what a sequence model gains from its context.
+As ``MLPBCModel`` of the Decision Transformer's code with one state, which is the first of its tables' baselines.
+Given the return-to-go it is the control for what a sequence model gains from its context.
 """
 
 import torch

@@ -4,12 +4,12 @@
 
 As in the authors' Gym code (``stem: gym``) and Atari code (``stem: atari``, ``activation: gelu``).
 
-The Gym code also carries a vocabulary of one word and heads for the next state and return, and the Atari code a table of
-words, none of which reaches the loss. They are kept, without gradients, so that a checkpoint of the original fits and comes
-back whole; they count in ``N_total`` alone.
+The Gym code also carries a vocabulary of one word and heads for the next state and return, and the Atari code a table
+of words, none of which reaches the loss. They are kept, without gradients, so that a checkpoint of the original fits
+and comes back whole; they count in ``N_total`` alone.
 
-DEVIATION: windows are padded on the right and masked in the loss, which a causal network cannot notice; the Gym code pads
-on the left and masks attention.
+DEVIATION: windows are padded on the right and masked in the loss, which a causal network cannot notice; the Gym code
+pads on the left and masks attention.
 DEVIATION: weight decay spares norms, biases and embeddings; the Gym code decays all.
 """
 
