@@ -1,6 +1,7 @@
 """The one table: a row per run, with units and meanings in the Parquet schema itself."""
 
 import datetime
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -159,6 +160,16 @@ def read_table(path: Path) -> pa.Table:
             "collect again with the runs of this version, or use the version that wrote it"
         )
     return table
+
+
+def with_fields(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """The table with fields of the runs' specs as columns, called by their dotted names, such as ``model.dt_init``."""
+    specs = [json.loads(spec) for spec in frame["spec"]]
+    columns = {}
+    for name in names:
+        part, _, leaf = name.rpartition(".")
+        columns[name] = [(spec[part] if part else spec)[leaf] for spec in specs]
+    return frame.assign(**columns)
 
 
 def read_frame(path: Path) -> pd.DataFrame:

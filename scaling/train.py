@@ -22,7 +22,7 @@ from scaling.ops.selective_scan import kernel_name
 from scaling.players import tensors
 from scaling.spec import RunSpec, Space, TrainSpec
 from scaling.store import Store
-from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
+from scaling.windows import Normaliser, Windows, check_fits, held_out_episodes, training_episodes
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 """Our words for precision, and Accelerate's."""
@@ -119,6 +119,31 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
     return {**identity(spec, store.digest), **_planned(cost), **measured, **row, "status": results.DONE}
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A network and what it takes to show it data."""
+
+    model: nn.Module
+    subset: Subset
+    normalise: Normaliser
+
+
+def trained(spec: RunSpec, store: Store, report: Report = lambda update, loss: None) -> Trained:
+    """The network of the run's last update, for a look inside; its row is not made, and nothing is rolled out.
+
+    Raises:
+        Diverged: the loss stopped being finite.
+        UserError: the run does not fit the dataset.
+
+    """
+    subset = subset_of(spec, store)
+    check_model(spec, store.space)
+    with _accelerator(spec) as accelerator, _seeded(spec.seed, accelerator.process_index):
+        training = _Training(spec, store.space, subset, accelerator)
+        training.curve(cost_of(spec, store).updates, report)
+    return Trained(training.bare.eval(), subset, training.normalise)
+
+
 def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
     """The columns that are known before a run starts: who it is, and with what it is run."""
     spec = canonical(spec)
@@ -191,6 +216,13 @@ class _Training:
 
     def run(self, updates: int, report: Report) -> dict[str, Any]:
         """All updates, the curve along them, the rollouts at the end."""
+        curve = self.curve(updates, report)
+        with self._clock("evaluate"):
+            rollouts = self._rollouts()
+        return {**self._measured(curve, updates), **self._scored(rollouts)}
+
+    def curve(self, updates: int, report: Report) -> list[dict[str, Any]]:
+        """All updates; held-out losses along them."""
         points = np.unique(np.linspace(0, updates, self.spec.train.evaluations + 1).round().astype(int))[1:]
         curve: list[dict[str, Any]] = []
         done = 0
@@ -204,9 +236,7 @@ class _Training:
             curve.append({"update": point, "loss": loss})
             report(point, loss)
             done = point
-        with self._clock("evaluate"):
-            rollouts = self._rollouts()
-        return {**self._measured(curve, updates), **self._scored(rollouts)}
+        return curve
 
     def _updates(self, start: int, stop: int, updates: int) -> float:
         """Updates number start + 1 to stop; their summed training loss, which is finite only if each was."""

@@ -106,17 +106,24 @@ class Mamba(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
-        assert self.conv1d.bias is not None
-        full_precision = torch.autocast(u.device.type, enabled=False)
-        x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
-        with full_precision:
-            x = causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias)
-        delta, B, C = self.steps_and_gates(x)
-        with full_precision:
+        x, z = self._convolved(u)
+        delta, B, C = self._selected(x)
+        with torch.autocast(u.device.type, enabled=False):
             y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias)
         return self.out_proj(y)
 
-    def steps_and_gates(self, x: Float[Tensor, "*batch inner"]) -> tuple[Tensor, Tensor, Tensor]:
+    def step_sizes(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token inner"]:
+        """How far each channel's state moves at each token: softplus(W_dt dt + bias)."""
+        delta, _, _ = self._selected(self._convolved(u)[0])
+        return functional.softplus(delta + self.dt_proj.bias)
+
+    def _convolved(self, u: Float[Tensor, "batch token width"]) -> tuple[Tensor, Tensor]:
+        assert self.conv1d.bias is not None
+        x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
+        with torch.autocast(u.device.type, enabled=False):
+            return causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias), z
+
+    def _selected(self, x: Float[Tensor, "*batch inner"]) -> tuple[Tensor, Tensor, Tensor]:
         """What the convolved input selects: step sizes before bias and softplus, B and C."""
         low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
         delta = functional.linear(low_rank, self.dt_proj.weight)
@@ -137,7 +144,7 @@ class Mamba(nn.Module):
         x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
         conv = torch.cat([state.conv[..., 1:], x[..., None]], dim=-1)
         x = functional.silu((conv * self.conv1d.weight.squeeze(1)).sum(-1) + self.conv1d.bias)
-        delta, B, C = self.steps_and_gates(x)
+        delta, B, C = self._selected(x)
         dt = functional.softplus(delta + self.dt_proj.bias)[..., None]
         scan = torch.exp(-self.A_log.exp() * dt) * state.scan + dt * x[..., None] * B[:, None]
         y = ((scan * C[:, None]).sum(-1) + self.D * x) * functional.silu(z)

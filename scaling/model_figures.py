@@ -1,0 +1,113 @@
+"""Pictures about models: how far back they remember, and how they compare."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from scipy import stats
+
+from scaling.results import label
+
+CHANCE = 0.5
+"""Success in a T-maze of a network that has forgotten the clue."""
+
+
+def success(table: pd.DataFrame, axes: Axes) -> Axes:
+    """Success against the horizon in tokens: a line per model and initialisation, a dot per seed.
+
+    ``table`` is a results table of ``tmaze`` runs with the columns ``data.horizon`` and ``model.dt_init``.
+    """
+    frame = table.assign(tokens=3 * table["data.horizon"], model=_called(table))
+    shared: dict[str, Any] = {
+        "data": frame,
+        "x": "tokens",
+        "y": "return_mean",
+        "hue": "model",
+        "palette": "colorblind",
+        "ax": axes,
+    }
+    sns.lineplot(**shared, style="model", errorbar=None, linewidth=2)
+    sns.scatterplot(**shared, style="model", s=36, legend=False)
+    axes.axhline(CHANCE, color="grey", linewidth=1, linestyle=":")
+    axes.annotate("chance", (frame["tokens"].min(), CHANCE), xytext=(2, 3), textcoords="offset points", color="grey")
+    axes.set(xscale="log", xlabel="horizon [tokens]", ylabel="success", ylim=(-0.03, 1.06))
+    axes.set_xticks(sorted(frame["tokens"].unique()), labels=[str(t) for t in sorted(frame["tokens"].unique())])
+    axes.minorticks_off()
+    axes.legend(title=None, fontsize="small")
+    return axes
+
+
+def _called(table: pd.DataFrame) -> pd.Series:
+    """The kind, and the initialisation of step sizes where there are step sizes."""
+    steps = table["kind"].isin(table.loc[table["model.dt_init"] != "log_uniform", "kind"])
+    return table["kind"].where(~steps, table["kind"] + ", " + table["model.dt_init"].str.replace("_", " "))
+
+
+def step_sizes(memory: pd.DataFrame, axes: Axes) -> Axes:
+    """Distribution over channels of the mean step size on data, one curve per network and branch.
+
+    ``memory`` is a table of :func:`scaling.memory.memory` with a column ``network``; so it is in the next two.
+    """
+    frame = memory[memory["state"] == 0].assign(curve=_curve)
+    sns.ecdfplot(data=frame, x="dt_mean", hue="curve", log_scale=True, palette="colorblind", ax=axes)
+    axes.set(xlabel="mean step size of a channel", ylabel="share of channels")
+    sns.move_legend(axes, "best", title=None)
+    return axes
+
+
+def horizons(memory: pd.DataFrame, axes: Axes) -> Axes:
+    """Share of channels whose slowest state remembers at least as long, one curve per network and branch."""
+    keys = ["network", "layer", "branch", "channel"]
+    longest = memory.groupby(keys, as_index=False).agg(horizon=("horizon", "max"), reset=("reset", "first"))
+    curves: dict[str, Any] = {
+        "data": longest.assign(curve=_curve),
+        "x": "horizon",
+        "hue": "curve",
+        "palette": "colorblind",
+    }
+    sns.ecdfplot(**curves, log_scale=True, complementary=True, ax=axes)
+    for reset in sorted(longest["reset"].unique()):
+        axes.axvline(reset, color="grey", linewidth=1, linestyle=":")
+        said = f"{reset} timesteps"
+        axes.annotate(said, (reset, 0.02), xytext=(3, 0), textcoords="offset points", color="grey", rotation=90)
+    axes.set(xlabel="memory horizon [timesteps]", ylabel="share of channels beyond")
+    sns.move_legend(axes, "best", title=None)
+    return axes
+
+
+def eigenvalues(memory: pd.DataFrame, axes: Axes) -> Axes:
+    """Entries of A by their place, median and 90 % of the channels, one curve per network and branch."""
+    frame = memory.assign(curve=_curve, place=memory["state"] + 1)
+    curves: dict[str, Any] = {"data": frame, "x": "place", "y": "eigenvalue", "hue": "curve", "palette": "colorblind"}
+    sns.lineplot(**curves, estimator="median", errorbar=("pi", 90), ax=axes)
+    places = np.arange(1, frame["place"].max() + 1)
+    axes.plot(places, -places, color="black", linewidth=1, linestyle="--", label="S4D-real")
+    axes.set(xlabel="state", ylabel="eigenvalue of A")
+    axes.legend(title=None, fontsize="small")
+    return axes
+
+
+def _curve(frame: pd.DataFrame) -> pd.Series:
+    return frame["network"] + ", " + frame["branch"]
+
+
+def comparison(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
+    """One column of a results table by model: the runs as dots, their mean with a 95 % t interval."""
+    groups = table.groupby("kind", sort=False)[column]
+    sns.stripplot(data=table, x=column, y="kind", hue="kind", palette="colorblind", jitter=0.08, alpha=0.6, ax=axes)
+    for row, (_, values) in enumerate(groups):
+        low, high = mean_interval(values)
+        axes.plot([low, high], [row, row], color="black", linewidth=2, zorder=5)
+        axes.plot(values.mean(), row, "|", color="black", markersize=14, zorder=6)
+    axes.set(xlabel=label(column), ylabel="")
+    return axes
+
+
+def mean_interval(values: pd.Series, level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean, which takes runs as independent and normal; not a number for one run."""
+    if len(values) < 2:
+        return float("nan"), float("nan")
+    half = stats.t.ppf(0.5 + level / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
