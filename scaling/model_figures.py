@@ -8,18 +8,25 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from scipy import stats
 
+from scaling.figures import new_axes
 from scaling.results import label
 
 CHANCE = 0.5
 """Success in a T-maze of a network that has forgotten the clue."""
+DODGE = 0.03
+"""Shift of each model's line along the axis, relative, so that equal ones are seen beside each other."""
 
 
-def success(table: pd.DataFrame, axes: Axes) -> Axes:
+def success(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Success against the horizon in tokens: a line per model and initialisation, a dot per seed.
 
     ``table`` is a results table of ``tmaze`` runs with the columns ``data.horizon`` and ``model.dt_init``.
     """
+    axes = axes or new_axes()
     frame = table.assign(tokens=3 * table["data.horizon"], model=_called(table))
+    ticks = sorted(frame["tokens"].unique())
+    place = pd.factorize(frame["model"])[0]
+    frame["tokens"] = frame["tokens"] * (1 + DODGE * (place - place.max() / 2))
     shared: dict[str, Any] = {
         "data": frame,
         "x": "tokens",
@@ -31,9 +38,9 @@ def success(table: pd.DataFrame, axes: Axes) -> Axes:
     sns.lineplot(**shared, style="model", errorbar=None, linewidth=2)
     sns.scatterplot(**shared, style="model", s=36, legend=False)
     axes.axhline(CHANCE, color="grey", linewidth=1, linestyle=":")
-    axes.annotate("chance", (frame["tokens"].min(), CHANCE), xytext=(2, 3), textcoords="offset points", color="grey")
+    axes.annotate("chance", (ticks[0], CHANCE), xytext=(14, 3), textcoords="offset points", color="grey")
     axes.set(xscale="log", xlabel="horizon [tokens]", ylabel="success", ylim=(-0.03, 1.06))
-    axes.set_xticks(sorted(frame["tokens"].unique()), labels=[str(t) for t in sorted(frame["tokens"].unique())])
+    axes.set_xticks(ticks, labels=list(map(str, ticks)))
     axes.minorticks_off()
     axes.legend(title=None, fontsize="small")
     return axes
@@ -45,11 +52,12 @@ def _called(table: pd.DataFrame) -> pd.Series:
     return table["kind"].where(~steps, table["kind"] + ", " + table["model.dt_init"].str.replace("_", " "))
 
 
-def step_sizes(memory: pd.DataFrame, axes: Axes) -> Axes:
+def step_sizes(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Distribution over channels of the mean step size on data, one curve per network and branch.
 
     ``memory`` is a table of :func:`scaling.memory.memory` with a column ``network``; so it is in the next two.
     """
+    axes = axes or new_axes()
     frame = memory[memory["state"] == 0].assign(curve=_curve)
     sns.ecdfplot(data=frame, x="dt_mean", hue="curve", log_scale=True, palette="colorblind", ax=axes)
     axes.set(xlabel="mean step size of a channel", ylabel="share of channels")
@@ -57,8 +65,9 @@ def step_sizes(memory: pd.DataFrame, axes: Axes) -> Axes:
     return axes
 
 
-def horizons(memory: pd.DataFrame, axes: Axes) -> Axes:
+def horizons(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Share of channels whose slowest state remembers at least as long, one curve per network and branch."""
+    axes = axes or new_axes()
     keys = ["network", "layer", "branch", "channel"]
     longest = memory.groupby(keys, as_index=False).agg(horizon=("horizon", "max"), reset=("reset", "first"))
     curves: dict[str, Any] = {
@@ -77,8 +86,9 @@ def horizons(memory: pd.DataFrame, axes: Axes) -> Axes:
     return axes
 
 
-def eigenvalues(memory: pd.DataFrame, axes: Axes) -> Axes:
+def eigenvalues(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Entries of A by their place, median and 90 % of the channels, one curve per network and branch."""
+    axes = axes or new_axes()
     frame = memory.assign(curve=_curve, place=memory["state"] + 1)
     curves: dict[str, Any] = {"data": frame, "x": "place", "y": "eigenvalue", "hue": "curve", "palette": "colorblind"}
     sns.lineplot(**curves, estimator="median", errorbar=("pi", 90), ax=axes)
@@ -93,8 +103,9 @@ def _curve(frame: pd.DataFrame) -> pd.Series:
     return frame["network"] + ", " + frame["branch"]
 
 
-def comparison(table: pd.DataFrame, column: str, axes: Axes) -> Axes:
+def comparison(table: pd.DataFrame, column: str, axes: Axes | None = None) -> Axes:
     """One column of a results table by model: the runs as dots, their mean with a 95 % t interval."""
+    axes = axes or new_axes()
     groups = table.groupby("kind", sort=False)[column]
     sns.stripplot(data=table, x=column, y="kind", hue="kind", palette="colorblind", jitter=0.08, alpha=0.6, ax=axes)
     for row, (_, values) in enumerate(groups):

@@ -216,12 +216,32 @@ def test_figures_draw_every_run_and_label_axes_from_the_schema():
 NOTEBOOKS = sorted((ROOT / "analysis").glob("*.ipynb"))
 
 
+def memory_table(path: Path) -> Path:
+    """Runs on T-mazes, as far as a notebook looks at them."""
+    rows = [
+        {
+            "run_id": f"{kind}{init}{horizon}",
+            "status": "done",
+            "kind": kind,
+            "seed": 0,
+            "return_mean": 1.0 / horizon,
+            "spec": json.dumps({"data": {"horizon": horizon}, "model": {"dt_init": init}}),
+        }
+        for kind, init in (("mambadm", "log_uniform"), ("mambadm", "zero_bias"), ("bc", "log_uniform"))
+        for horizon in (5, 10)
+    ]
+    results.write_table(pa.Table.from_pylist(rows, schema=results.SCHEMA), path)
+    return path
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run_on_any_table(path, table, tmp_path):
+    if path.stem.startswith("02"):
+        table = memory_table(tmp_path / "memory.parquet")
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     parameter = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    parameter.source = f"TABLE = {str(table)!r}"
+    parameter.source = f"TABLE = {str(table)!r}\nUPDATES = 2"
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
