@@ -17,28 +17,23 @@ DODGE = 0.03
 """Shift of each model's line along the axis, relative, so that equal ones are seen beside each other."""
 
 
-def success(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
-    """Success against the horizon in tokens: a line per model and initialisation, a dot per seed.
+def success(table: pd.DataFrame, chance: float | None = CHANCE, axes: Axes | None = None) -> Axes:
+    """Success against the horizon in tokens: a line per model and whatever else tells its runs apart, a dot per run.
 
-    ``table`` is a results table of ``tmaze`` runs with the columns ``data.horizon`` and ``model.dt_init``.
+    ``table`` is a results table of runs on memory tasks with the column ``data.horizon``, and with ``model.dt_init`` and
+    ``model.branches`` where these shall be told apart; ``chance`` is the success of who has forgotten.
     """
     axes = axes or new_axes()
     frame = table.assign(tokens=3 * table["data.horizon"], model=_called(table))
     ticks = sorted(frame["tokens"].unique())
     place = pd.factorize(frame["model"])[0]
     frame["tokens"] = frame["tokens"] * (1 + DODGE * (place - place.max() / 2))
-    shared: dict[str, Any] = {
-        "data": frame,
-        "x": "tokens",
-        "y": "return_mean",
-        "hue": "model",
-        "palette": "colorblind",
-        "ax": axes,
-    }
-    sns.lineplot(**shared, style="model", errorbar=None, linewidth=2)
-    sns.scatterplot(**shared, style="model", s=36, legend=False)
-    axes.axhline(CHANCE, color="grey", linewidth=1, linestyle=":")
-    axes.annotate("chance", (ticks[0], CHANCE), xytext=(14, 3), textcoords="offset points", color="grey")
+    shared: dict[str, Any] = {"data": frame, "x": "tokens", "y": "return_mean", "hue": "model", "style": "model"}
+    sns.lineplot(**shared, palette="colorblind", errorbar=None, linewidth=2, ax=axes)
+    sns.scatterplot(**shared, palette="colorblind", s=36, legend=False, ax=axes)
+    if chance is not None:
+        axes.axhline(chance, color="grey", linewidth=1, linestyle=":")
+        axes.annotate("chance", (ticks[0], chance), xytext=(14, 3), textcoords="offset points", color="grey")
     axes.set(xscale="log", xlabel="horizon [tokens]", ylabel="success", ylim=(-0.03, 1.06))
     axes.set_xticks(ticks, labels=list(map(str, ticks)))
     axes.minorticks_off()
@@ -47,9 +42,13 @@ def success(table: pd.DataFrame, axes: Axes | None = None) -> Axes:
 
 
 def _called(table: pd.DataFrame) -> pd.Series:
-    """The kind, and the initialisation of step sizes where there are step sizes."""
-    steps = table["kind"].isin(table.loc[table["model.dt_init"] != "log_uniform", "kind"])
-    return table["kind"].where(~steps, table["kind"] + ", " + table["model.dt_init"].str.replace("_", " "))
+    """The kind, and the branches and the initialisation of step sizes where runs of the kind differ in them."""
+    called = table["kind"]
+    for field in ("model.branches", "model.dt_init"):
+        if field in table:
+            differ = table.groupby("kind")[field].transform("nunique") > 1
+            called = called.where(~differ, called + ", " + table[field].str.replace("_", " "))
+    return called
 
 
 def step_sizes(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:

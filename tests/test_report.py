@@ -225,7 +225,7 @@ def memory_table(path: Path) -> Path:
             "kind": kind,
             "seed": 0,
             "return_mean": 1.0 / horizon,
-            "spec": json.dumps({"data": {"horizon": horizon}, "model": {"dt_init": init}}),
+            "spec": json.dumps({"data": {"horizon": horizon}, "model": {"dt_init": init, "branches": "both"}}),
         }
         for kind, init in (("mambadm", "log_uniform"), ("mambadm", "zero_bias"), ("bc", "log_uniform"))
         for horizon in (5, 10)
@@ -241,7 +241,7 @@ def test_notebooks_run_on_any_table(path, table, tmp_path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     parameter = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    parameter.source = f"TABLE = {str(table)!r}\nUPDATES = 2"
+    parameter.source = f"TABLE = {str(table)!r}\nLOCAL = TABLE\nUPDATES = 2"
     NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

@@ -1,0 +1,60 @@
+"""On a GPU: the kernels against the reference, and a whole run. Nothing here runs without one."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from scaling import plug, train
+from scaling.datasets import tmaze
+from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
+from scaling.spec import DataSpec, ModelSpec, RunSpec, Space, TrainSpec
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def scan_inputs(device: str, time: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(time)
+    batch, channel, state = 3, 48, 16
+    shapes = [(batch, time, channel)] * 2 + [(channel, state)] + [(batch, time, state)] * 2
+    shapes += [(channel,), (batch, time, channel), (channel,)]
+    inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+    inputs[2] = -inputs[2].exp()
+    return [x.to(device).requires_grad_() for x in inputs]
+
+
+@pytest.mark.parametrize("time", [1, 2, 59, 60, 200])
+def test_the_scan_on_a_gpu_is_that_of_the_reference_in_value_and_gradient(time):
+    inputs, exact = scan_inputs("cuda", time), [x.double().detach().requires_grad_() for x in scan_inputs("cpu", time)]
+    y, y_ref = selective_scan(*inputs), selective_scan_ref(*exact)
+    torch.testing.assert_close(y.cpu().double(), y_ref, rtol=1e-4, atol=1e-5)
+    ours = torch.autograd.grad(y.square().sum(), inputs)
+    theirs = torch.autograd.grad(y_ref.square().sum(), exact)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", plug.names("models"))
+def test_a_network_on_a_gpu_gives_what_it_gives_on_a_cpu(kind):
+    space, spec = Space(state=5, action=3), ModelSpec(kind=kind, width=32, depth=2, context=7, dropout=0.0)
+    torch.manual_seed(0)
+    model = plug.load("models", kind).Model(spec, space).eval()
+    inputs = [torch.randn(2, 7), torch.randn(2, 7, 5), torch.rand(2, 7, 3), torch.arange(7).expand(2, 7)]
+    there = model(*inputs)
+    here = model.cuda()(*(x.cuda() for x in inputs)).cpu()
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_on_a_gpu_learns_and_says_which_kernel_it_used(precision, tmp_path):
+    spec = RunSpec(
+        model=ModelSpec(width=32, depth=1, context=5, dropout=0.0),
+        data=DataSpec(kind="tmaze", horizon=5, episodes=200, starts="episode", rtg_scale=1.0),
+        train=TrainSpec(amount=200.0, batch=32, learning_rate=5e-3, evaluations=4, precision=precision),
+    )
+    row = train.train(spec, tmaze.open(spec.data, tmp_path))
+    assert row["loss"] < row["loss_constant"]
+    assert row["kernel"] == kernel_name("cuda")
+    assert row["peak_memory"] > 0
+    again = train.train(dataclasses.replace(spec, seed=1), tmaze.open(spec.data, tmp_path))
+    assert again["loss"] != row["loss"]
