@@ -16,11 +16,14 @@ from scaling.decision_verbs import DECISION_VERBS
 from scaling.errors import UserError
 from scaling.fit_verbs import FIT_VERBS
 from scaling.progress import SweepProgress, duration
-from scaling.runs import Runs, identify
+from scaling.runs import Runs, identify, value_of
 from scaling.verb_options import PATH
 
 INTERRUPTED, FAILED_RUNS, USER_ERROR = 75, 1, 2
 """Exit codes beside 0, all done: work is left (EX_TEMPFAIL), some runs failed, the input cannot be used."""
+
+ALWAYS_SHOWN = {"model.kind", "model.width", "model.depth", "data.fraction", "data.draw", "seed"}
+"""Fields that have a column in the plan whether they vary or not."""
 
 ROOT = click.option(
     "--root",
@@ -87,6 +90,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
     torch.set_num_threads(threads)
     seconds = plan.estimate_seconds(runs, costs)
     waiting = set(runs.unfinished(root))
+    varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
     table = Table(
         "run",
         "kind",
@@ -95,6 +99,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         "fraction",
         "draw",
         "seed",
+        *(name.rpartition(".")[2] for name in varying),
         "N",
         "D",
         "updates",
@@ -107,6 +112,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         cost = costs[name]
         model, data = spec.model, spec.data
         fixed = [name[:8], model.kind, model.width, model.depth, f"{data.fraction:g}", data.draw, spec.seed]
+        fixed += [value_of(spec, field) for field in varying]
         sizes = [
             f"{cost.parameters['N']:,}",
             f"{cost.D:,}",
@@ -115,7 +121,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
             f"{cost.C:.2e}",
         ]
         table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), "" if name in waiting else "done")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160 + 16 * len(varying))
     if runs.sweep.question:
         console.print(f"Question: {runs.sweep.question}", highlight=False)
     console.print(table)

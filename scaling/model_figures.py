@@ -20,7 +20,7 @@ DODGE = 0.03
 def success(table: pd.DataFrame, chance: float | None = CHANCE, axes: Axes | None = None) -> Axes:
     """Success against the horizon in tokens: a line per model and whatever else tells its runs apart, a dot per run.
 
-    ``table`` is a results table of runs on memory tasks with the column ``data.horizon``, and with ``model.dt_init`` and
+    ``table`` is a results table of runs on memory tasks with the column ``data.horizon``, and ``model.dt_init`` and
     ``model.branches`` where these shall be told apart; ``chance`` is the success of who has forgotten.
     """
     axes = axes or new_axes()

@@ -1,6 +1,7 @@
 """The runs of a sweep, told apart by what they would compute, and which of them have a row."""
 
 import json
+import operator
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from scaling import plug, results
 from scaling.errors import UserError
-from scaling.grid import Sweep
+from scaling.grid import Sweep, fields
 from scaling.identity import canonical, check_model, check_read, run_id
 from scaling.spec import RunSpec
 from scaling.store import Store
@@ -34,6 +35,10 @@ class Runs:
         """The dataset of one of the runs."""
         return self.stores[_key(spec)]
 
+    def varying(self) -> list[str]:
+        """Dotted names of the fields in which the runs differ, in the order of the spec."""
+        return [name for name in fields() if len({value_of(spec, name) for spec in self.specs.values()}) > 1]
+
     def rows(self, root: Path) -> dict[str, dict[str, Any]]:
         """The rows that exist, by run_id."""
         found = {name: results.read_row(root, name) for name in self.specs}
@@ -56,6 +61,11 @@ class Runs:
             if said["host"] != socket.gethostname() or Path(f"/proc/{said['pid']}").exists():
                 found[name] = said
         return found
+
+
+def value_of(spec: RunSpec, field: str) -> Any:
+    """The value of a field by its dotted name."""
+    return operator.attrgetter(field)(spec)
 
 
 def sign_path(root: Path, name: str) -> Path:
