@@ -31,6 +31,10 @@ def data(tmp_path) -> tuple[RunSpec, Path]:
     return dataclasses.replace(TINY, data=DataSpec(path="data.hdf5", rtg_scale=10.0)), tmp_path
 
 
+def of_kind(spec: RunSpec, kind: str) -> RunSpec:
+    return dataclasses.replace(spec, model=dataclasses.replace(spec.model, kind=kind))
+
+
 def repeatable(row: dict) -> dict:
     return {name: row.get(name) for name, column in results.BY_NAME.items() if column.repeatable}
 
@@ -103,6 +107,15 @@ def test_learning_rate_rises_and_then_stays():
     assert training.learning_rate(dataclasses.replace(spec, warmup=0.0), 0, 8) == 1.0
 
 
+def test_a_cosine_falls_to_a_tenth_and_not_below():
+    spec = TrainSpec(learning_rate=1.0, warmup=0.2, schedule="cosine")
+    rates = [training.learning_rate(spec, update, 10) for update in range(10)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[5] == pytest.approx(0.5)  # half of the way from the end of the rise to the last update
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert rates[-1] == 0.1
+
+
 def test_decay_spares_state_matrix_norms_biases_and_tables():
     model = plug.load("models", "mambadm").Model(TINY.model, Space(state=4, action=2))
     decays, exempt = training.parameter_groups(model, 0.1)
@@ -126,8 +139,9 @@ def test_discrete_actions_are_trained_with_cross_entropy(tmp_path, data):
     assert row["loss_best"] < 0.8 * row["loss_constant"] < math.log(3)
 
 
-def test_bf16_trains_with_the_scan_in_single_precision(data):
-    spec, folder = data
+@pytest.mark.parametrize("kind", plug.names("models"))
+def test_bf16_trains_with_the_scan_in_single_precision(data, kind):
+    spec, folder = of_kind(data[0], kind), data[1]
     store = open_store(spec, folder)
     full = training.train(spec, store)
     half = training.train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, precision="bf16")), store)
@@ -151,9 +165,10 @@ if dist.is_initialized():
 """
 
 
-def test_two_processes_give_the_losses_of_one(data):
+@pytest.mark.parametrize("kind", ["mambadm", "decision_transformer"])
+def test_two_processes_give_the_losses_of_one(data, kind):
     """Real data-parallel training over gloo, with a batch that does not divide evenly."""
-    spec, folder = data
+    spec, folder = of_kind(data[0], kind), data[1]
     model = dataclasses.replace(spec.model, dropout=0.0)
     spec = dataclasses.replace(spec, model=model, train=dataclasses.replace(spec.train, batch=7))
     (folder / "run.py").write_text(SCRIPT)
