@@ -70,7 +70,7 @@ class ModelSpec:
     subsequence: int = 4
     """Timesteps per sub-sequence of the local branch; the last one is shorter when it does not divide the context.
 
-    CHOICE: the paper calls it a hyper-parameter and gives no value; GLAM, its nearest relative, uses this one.
+    CHOICE: the paper is said to call it a hyper-parameter, and no value was found; GLAM, a relative, uses this one.
     """
     overlap: int = 0
     """Timesteps that neighbouring sub-sequences share."""

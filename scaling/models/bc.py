@@ -2,8 +2,10 @@
 
     h <- ReLU(W h + b), then dropout, ``depth`` times;   a = tanh(W h + b), or logits
 
-As ``MLPBCModel`` of the Decision Transformer's code with one state, which is the first of its tables' baselines.
-Given the return-to-go it is the control for what a sequence model gains from its context.
+As ``MLPBCModel`` of the Decision Transformer's code, which takes its last states side by side and trains the last
+action alone. Given the return-to-go it is the control for what a sequence model gains from its context.
+
+DEVIATION: one state, and every timestep of a window is trained.
 """
 
 import torch

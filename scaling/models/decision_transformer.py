@@ -9,7 +9,7 @@ of words, none of which reaches the loss. They are kept, without gradients, so t
 and comes back whole; they count in ``N_total`` alone.
 
 DEVIATION: windows are padded on the right and masked in the loss, which a causal network cannot notice; the Gym code
-pads on the left and masks attention.
+pads on the left and masks attention, the Atari code moves a window that meets the end of an episode to the left.
 DEVIATION: weight decay spares norms, biases and embeddings; the Gym code decays all.
 """
 

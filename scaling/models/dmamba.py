@@ -8,6 +8,7 @@ DEVIATION: step sizes keep mamba-ssm's initialisation, which the code overwrites
 ``dt_init: zero_bias`` does what the code does.
 DEVIATION: windows are padded on the right and masked in the loss; the code pads on the left, with different values in
 training and in rollouts, and lets Mamba see them.
+DEVIATION: weight decay spares A_log, D, norms, biases and embeddings; the Gym code decays all.
 """
 
 from scaling.layers import mamba, sequence, tokens

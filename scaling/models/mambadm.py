@@ -6,8 +6,8 @@
 The authors released no code; this is a reading with the fewest assumptions, each marked.
 
 CHOICE: a sub-sequence is a whole number of timesteps, not of tokens, so that no (R, s, a) is cut.
-CHOICE: sub-sequences do not overlap and share one Mamba, as in the Multi-Grained Decision Mamba; GLAM overlaps them.
-``overlap`` and ``local_weights`` take the other readings.
+CHOICE: sub-sequences share one Mamba, as in GLAM, and do not overlap, unlike there. ``overlap`` and ``local_weights``
+take the other readings.
 CHOICE: they are counted from the window's first timestep; windows slide the same way in training and in rollouts.
 CHOICE: pre-norm, one norm for both branches, residual around their sum, as in Decision Mamba's block.
 CHOICE: PyTorch's initialisation of linear layers and mamba-ssm's of the blocks. ``init: gpt2`` with
