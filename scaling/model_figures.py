@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from scipy import stats
 
 from scaling.figures import new_axes
@@ -33,7 +34,8 @@ def success(table: pd.DataFrame, chance: float | None = CHANCE, axes: Axes | Non
     sns.scatterplot(**shared, palette="colorblind", s=36, legend=False, ax=axes)
     if chance is not None:
         axes.axhline(chance, color="grey", linewidth=1, linestyle=":")
-        axes.annotate("chance", (ticks[0], chance), xytext=(14, 3), textcoords="offset points", color="grey")
+        right = axes.get_yaxis_transform()
+        axes.text(0.99, chance, "chance", color="grey", ha="right", va="bottom", transform=right)
     axes.set(xscale="log", xlabel="horizon [tokens]", ylabel="success", ylim=(-0.03, 1.06))
     axes.set_xticks(ticks, labels=list(map(str, ticks)))
     axes.minorticks_off()
@@ -112,6 +114,7 @@ def comparison(table: pd.DataFrame, column: str, axes: Axes | None = None) -> Ax
         axes.plot([low, high], [row, row], color="black", linewidth=2, zorder=5)
         axes.plot(values.mean(), row, "|", color="black", markersize=14, zorder=6)
     axes.set(xlabel=label(column), ylabel="")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     return axes
 
 
