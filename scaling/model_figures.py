@@ -14,11 +14,11 @@ from scaling.results import label
 
 CHANCE = 0.5
 """Success in a T-maze of a network that has forgotten the clue."""
-DODGE = 0.03
-"""Shift of each model's line along the axis, relative, so that equal ones are seen beside each other."""
+DODGE = 0.12
+"""How far models are spread along the axis, relative, so that equal ones are seen beside each other."""
 
 
-def success(table: pd.DataFrame, chance: float | None = CHANCE, axes: Axes | None = None) -> Axes:
+def success(table: pd.DataFrame, axes: Axes | None = None, *, chance: float | None = CHANCE) -> Axes:
     """Success against the horizon in tokens: a line per model and whatever else tells its runs apart, a dot per run.
 
     ``table`` is a results table of runs on memory tasks with the column ``data.horizon``, and ``model.dt_init`` and
@@ -28,18 +28,18 @@ def success(table: pd.DataFrame, chance: float | None = CHANCE, axes: Axes | Non
     frame = table.assign(tokens=3 * table["data.horizon"], model=_called(table))
     ticks = sorted(frame["tokens"].unique())
     place = pd.factorize(frame["model"])[0]
-    frame["tokens"] = frame["tokens"] * (1 + DODGE * (place - place.max() / 2))
+    frame["tokens"] = frame["tokens"] * (1 + DODGE * (place / max(1, place.max()) - 0.5))
     shared: dict[str, Any] = {"data": frame, "x": "tokens", "y": "return_mean", "hue": "model", "style": "model"}
     sns.lineplot(**shared, palette="colorblind", errorbar=None, linewidth=2, ax=axes)
     sns.scatterplot(**shared, palette="colorblind", s=36, legend=False, ax=axes)
     if chance is not None:
         axes.axhline(chance, color="grey", linewidth=1, linestyle=":")
         right = axes.get_yaxis_transform()
-        axes.text(0.99, chance, "chance", color="grey", ha="right", va="bottom", transform=right)
+        axes.text(1.01, chance, "chance", color="grey", ha="left", va="center", transform=right)
     axes.set(xscale="log", xlabel="horizon [tokens]", ylabel="success", ylim=(-0.03, 1.06))
     axes.set_xticks(ticks, labels=list(map(str, ticks)))
     axes.minorticks_off()
-    axes.legend(title=None, fontsize="small")
+    axes.legend(title=None, fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1.0))
     return axes
 
 
