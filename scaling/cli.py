@@ -15,6 +15,7 @@ from scaling import __version__, grid, results
 from scaling.decision_verbs import DECISION_VERBS
 from scaling.errors import UserError
 from scaling.fit_verbs import FIT_VERBS
+from scaling.identity import read_fields
 from scaling.progress import SweepProgress, duration
 from scaling.runs import Runs, identify, value_of
 from scaling.verb_options import PATH
@@ -99,7 +100,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         "fraction",
         "draw",
         "seed",
-        *(name.rpartition(".")[2] for name in varying),
+        *varying,
         "N",
         "D",
         "updates",
@@ -112,7 +113,8 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         cost = costs[name]
         model, data = spec.model, spec.data
         fixed = [name[:8], model.kind, model.width, model.depth, f"{data.fraction:g}", data.draw, spec.seed]
-        fixed += [value_of(spec, field) for field in varying]
+        read = read_fields(spec)
+        fixed += [value_of(spec, field) if field in read else "" for field in varying]
         sizes = [
             f"{cost.parameters['N']:,}",
             f"{cost.D:,}",

@@ -13,8 +13,6 @@ from torch.nn import functional
 
 from scaling import plug
 from scaling.errors import UserError
-from scaling.layers.gloma import SCOPES
-from scaling.layers.sequence import RecurrentModel
 from scaling.players import History, Recurrent, Window, tensors
 from scaling.spec import RunSpec, Space
 from scaling.windows import Normaliser, Windows
@@ -42,17 +40,18 @@ class HeldOut:
 
     def __init__(self, windows: Windows, normalise: Normaliser, batch: int) -> None:
         tiles = windows.tiles()
-        pieces = np.array_split(tiles, max(1, -(-len(tiles) // batch)))
-        self.batches = [windows.gather(piece, normalise) for piece in pieces]
+        self.windows, self.normalise = windows, normalise
+        self.pieces = np.array_split(tiles, max(1, -(-len(tiles) // batch)))
         self.transitions = len(windows)
 
     def loss(self, model: nn.Module, device: torch.device) -> float:
-        """The loss of ``model`` without dropout."""
+        """The loss of ``model`` without dropout; windows are gathered batch by batch, as pictures fill a memory."""
         was_training = model.training
         model.eval()
         with torch.no_grad():
             total = torch.zeros((), dtype=torch.float64, device=device)
-            for batch in self.batches:
+            for piece in self.pieces:
+                batch = self.windows.gather(piece, self.normalise)
                 rtg, state, action, timestep = tensors(batch, device)
                 mask = torch.from_numpy(batch.mask).to(device)
                 total += summed_loss(model(rtg, state, action, timestep), action, mask)
@@ -90,10 +89,12 @@ def check_env(spec: RunSpec, space: Space) -> None:
     observed, acts = env.observation_space.shape, env.action_space
     env.close()
     choices = isinstance(acts, gymnasium.spaces.Discrete)
-    if observed != (space.state,) or choices != space.discrete or (not choices and acts.shape != (space.action,)):
+    size = acts.n if choices else acts.shape
+    wanted = space.action if space.discrete else (space.action,)
+    if observed != (space.state,) or choices != space.discrete or size != wanted:
         raise UserError(
             f"evaluate.env {name} has states {observed} and actions {acts if choices else acts.shape}; "
-            f"the dataset has ({space.state},) and {space.action if space.discrete else (space.action,)}"
+            f"the dataset has ({space.state},) and {wanted}"
         )
     if not choices and not (np.all(acts.low == -1.0) and np.all(acts.high == 1.0)):
         raise UserError(
@@ -110,16 +111,12 @@ def check_recurrent(spec: RunSpec) -> None:
     """
     if spec.evaluate.rollout == "window":
         return
-    model = spec.model
-    if not issubclass(plug.load("models", model.kind).Model, RecurrentModel):
-        raise UserError(f"evaluate.rollout recurrent needs a Mamba model, and model.kind is {model.kind}: use window")
-    if model.stem == "atari" and model.positions:
+    architecture = plug.load("models", spec.model.kind)
+    if not hasattr(architecture, "check_recurrent"):
         raise UserError(
-            "evaluate.rollout recurrent has no place for the tokens of model.stem atari, which are numbered within a "
-            "window: use window, stem gym, or positions false"
+            f"evaluate.rollout recurrent needs a Mamba model, and model.kind is {spec.model.kind}: use window"
         )
-    if "local" in SCOPES[model.branches] and model.local_weights == "per_window" and model.kind == "mambadm":
-        raise UserError("evaluate.rollout recurrent needs model.local_weights shared, not per_window")
+    architecture.check_recurrent(spec.model)
 
 
 def _make(spec: RunSpec) -> gymnasium.Env:

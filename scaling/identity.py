@@ -5,33 +5,37 @@ from typing import Any
 
 from scaling import plug, spec as specs
 from scaling.errors import UserError
-from scaling.spec import DataSpec, ModelSpec, RunSpec, Space
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
 
-COMMON = {
+COMMON: dict[str, set[str]] = {
     "model": {"kind", "width", "depth", "context", "dropout", "max_timestep"},
     "data": {"kind", "fraction", "draw", "held_out", "rtg_scale", "starts"},
 }
 """Fields that every kind reads."""
 
+DEFAULTS: dict[str, Any] = {"model": ModelSpec(), "data": DataSpec(), "evaluate": EvaluateSpec()}
+"""Parts of a spec with fields that a run may ignore."""
+
 
 def read_fields(spec: RunSpec) -> set[str]:
-    """Dotted names of the ``model`` and ``data`` fields that the run's kinds read."""
-    model = COMMON["model"] | plug.load("models", spec.model.kind).fields(spec.model)
-    data = COMMON["data"] | set(plug.load("datasets", spec.data.kind).FIELDS)
-    return {f"model.{name}" for name in model} | {f"data.{name}" for name in data}
+    """Dotted names of the fields that the run reads: its kinds' own; those of ``evaluate`` if there are rollouts."""
+    read = {
+        "model": COMMON["model"] | plug.load("models", spec.model.kind).fields(spec.model),
+        "data": COMMON["data"] | set(plug.load("datasets", spec.data.kind).FIELDS),
+        "train": {field.name for field in dataclasses.fields(spec.train)},
+        "evaluate": {"env"} if spec.evaluate.env is None else {f.name for f in dataclasses.fields(spec.evaluate)},
+    }
+    return {"seed"} | {f"{part}.{name}" for part, names in read.items() for name in names}
 
 
 def canonical(spec: RunSpec) -> RunSpec:
     """The spec with every field that makes no difference back at its default, so that equal runs are equal."""
     read = read_fields(spec)
-    return dataclasses.replace(
-        spec, model=_reset(spec.model, ModelSpec(), "model", read), data=_reset(spec.data, DataSpec(), "data", read)
-    )
-
-
-def _reset(part: Any, defaults: Any, name: str, read: set[str]) -> Any:
-    ignored = {f.name for f in dataclasses.fields(part) if f"{name}.{f.name}" not in read}
-    return dataclasses.replace(part, **{field: getattr(defaults, field) for field in ignored})
+    parts: dict[str, Any] = {}
+    for name, defaults in DEFAULTS.items():
+        ignored = [f.name for f in dataclasses.fields(defaults) if f"{name}.{f.name}" not in read]
+        parts[name] = dataclasses.replace(getattr(spec, name), **{field: getattr(defaults, field) for field in ignored})
+    return dataclasses.replace(spec, **parts)
 
 
 def run_id(spec: RunSpec, digest: str) -> str:
@@ -57,12 +61,13 @@ def check_read(named: frozenset[str], runs: tuple[RunSpec, ...]) -> None:
 
     """
     read = set().union(*(read_fields(spec) for spec in runs))
-    for name in sorted(named):
+    for name in sorted(named - read):
         part = name.partition(".")[0]
-        if part in COMMON and name not in read:
-            kinds = sorted({getattr(spec, part).kind for spec in runs})
-            known = sorted(field.partition(".")[2] for field in read if field.startswith(f"{part}."))
-            raise UserError(
-                f"{name} has no effect on {', '.join(kinds)} as this sweep sets it; leave it out. "
-                f"Fields that have one: {', '.join(known)}"
-            )
+        if part == "evaluate":
+            raise UserError(f"{name} has no effect without evaluate.env; leave it out, or name an environment")
+        kinds = sorted({getattr(spec, part).kind for spec in runs})
+        known = sorted(field.partition(".")[2] for field in read if field.startswith(f"{part}."))
+        raise UserError(
+            f"{name} has no effect on {', '.join(kinds)} as this sweep sets it; leave it out. "
+            f"Fields that have one: {', '.join(known)}"
+        )

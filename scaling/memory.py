@@ -30,9 +30,10 @@ QUANTILES = {"dt_low": 0.05, "dt_median": 0.5, "dt_high": 0.95}
 def memory(network: Trained, windows: int = 64, seed: int = 0) -> pd.DataFrame:
     """One row per layer, branch, channel and state of every Mamba block, measured on held-out windows without padding.
 
-    Columns: ``layer``; ``branch``, global or local; ``channel``; ``state``; ``eigenvalue``, an entry of A; ``dt_mean``
-    and the 5, 50 and 95 % quantiles ``dt_low``, ``dt_median``, ``dt_high`` of the channel's step size over tokens;
-    ``pole``; ``horizon`` in timesteps; ``reset``, the timesteps after which the branch forgets everything anyway.
+    Columns: ``layer``; ``branch``, global or local; ``block``, its number in the network; ``channel``; ``state``;
+    ``eigenvalue``, an entry of A; ``dt_mean`` and the 5, 50 and 95 % quantiles ``dt_low``, ``dt_median``, ``dt_high``
+    of the channel's step size over tokens; ``pole``; ``horizon`` in timesteps; ``reset``, the timesteps after which
+    the branch forgets everything anyway.
 
     Args:
         network: a trained network.
@@ -51,8 +52,10 @@ def memory(network: Trained, windows: int = 64, seed: int = 0) -> pd.DataFrame:
     with _recorded([block for *_, block in blocks]) as inputs, torch.no_grad():
         network.model(*tensors(batch, device))
         frames = [
-            _block(block, inputs[block]).assign(layer=layer, branch=scope, reset=reset or batch.mask.shape[1])
-            for layer, scope, reset, block in blocks
+            _block(block, inputs[block]).assign(
+                layer=layer, branch=scope, block=number, reset=reset or batch.mask.shape[1]
+            )
+            for number, (layer, scope, reset, block) in enumerate(blocks)
         ]
     return pd.concat(frames, ignore_index=True)
 
@@ -120,7 +123,7 @@ def _block(block: Mamba, u: Float[Tensor, "batch token width"]) -> pd.DataFrame:
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Per layer and branch: median step size, and quantiles over channels of the longest horizon of a channel."""
-    longest = frame.loc[frame.groupby(["layer", "branch", "channel"])["horizon"].idxmax()]
+    longest = frame.loc[frame.groupby(["block", "channel"])["horizon"].idxmax()]
     quantiles = longest.groupby(["layer", "branch"])["horizon"].quantile(np.array([0.05, 0.5, 0.95])).unstack()
     quantiles.columns = pd.Index(["horizon_5%", "horizon_50%", "horizon_95%"])
     steps = longest.groupby(["layer", "branch"]).agg(dt_median=("dt_median", "median"), reset=("reset", "first"))

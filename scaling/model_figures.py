@@ -69,7 +69,7 @@ def step_sizes(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:
 def horizons(memory: pd.DataFrame, axes: Axes | None = None) -> Axes:
     """Share of channels whose slowest state remembers at least as long, one curve per network and branch."""
     axes = axes or new_axes()
-    keys = ["network", "layer", "branch", "channel"]
+    keys = ["network", "branch", "block", "channel"]
     longest = memory.groupby(keys, as_index=False).agg(horizon=("horizon", "max"), reset=("reset", "first"))
     curves: dict[str, Any] = {
         "data": longest.assign(curve=_curve),

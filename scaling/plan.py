@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from scaling.evaluate import check_env
+from scaling.evaluate import check_env, check_recurrent
 from scaling.runs import Runs
 from scaling.train import Cost, cost_of, seconds_per_update
 
@@ -19,6 +19,8 @@ def plan(runs: Runs) -> Costs:
     """
     for spec in {(s.data, s.evaluate, s.model.kind): s for s in runs.specs.values()}.values():
         check_env(spec, runs.store(spec).space)
+    for spec in runs.specs.values():
+        check_recurrent(spec)
     return {name: cost_of(spec, runs.store(spec)) for name, spec in runs.specs.items()}
 
 

@@ -100,8 +100,8 @@ class ModelSpec:
         _refuse(self.overlap < 0, f"model.overlap must not be negative: {self.overlap}")
         _refuse(self.ratio <= 0, f"model.ratio must be positive: {self.ratio}")
         for prefix in ("", "local_"):
-            low = getattr(self, f"{prefix}dt_min") or self.dt_min
-            high = getattr(self, f"{prefix}dt_max") or self.dt_max
+            own = getattr(self, f"{prefix}dt_min"), getattr(self, f"{prefix}dt_max")
+            low, high = (b if a is None else a for a, b in zip(own, (self.dt_min, self.dt_max), strict=True))
             _refuse(
                 not 0 < low <= high,
                 f"model.{prefix}dt_min and {prefix}dt_max must satisfy 0 < minimum <= maximum: {low:g}, {high:g}",
@@ -154,8 +154,8 @@ class TrainSpec:
     """What ``amount`` counts.
 
     ``updates`` keeps the number of optimiser steps equal for every subset, so that data and training length are not
-    confounded. In one of the ``epochs`` every transition starts one window on average, as in the Atari code of the
-    Decision Transformer; more data then means more updates.
+    confounded. In one of the ``epochs`` every possible start of a window is drawn once on average, as in the Atari
+    code of the Decision Transformer; more data then means more updates.
     """
     amount: float = 10000.0
     batch: int = 64

@@ -83,8 +83,10 @@ class Store:
 
     @property
     def action_size(self) -> int:
-        """Components of an action, or the number of choices."""
-        return int(self.actions.max()) + 1 if self.discrete else self.actions.shape[1]
+        """Components of an action, or the number of choices: as the reader says, else one more than the largest."""
+        if not self.discrete:
+            return self.actions.shape[1]
+        return int(self.about.get("choices") or self.actions.max() + 1)
 
 
 def returns_to_go(rewards: np.ndarray, starts: np.ndarray) -> np.ndarray:

@@ -67,9 +67,9 @@ def subset_of(spec: RunSpec, store: Store) -> Subset:
     return Subset(Windows(store, episodes, spec), held_out, len(episodes))
 
 
-def updates_of(spec: TrainSpec, transitions: int) -> int:
-    """Optimiser steps that the budget amounts to."""
-    return int(spec.amount) if spec.budget == "updates" else math.ceil(spec.amount * transitions / spec.batch)
+def updates_of(spec: TrainSpec, starts: int) -> int:
+    """Optimiser steps that the budget amounts to, with so many places where a window may start."""
+    return int(spec.amount) if spec.budget == "updates" else math.ceil(spec.amount * starts / spec.batch)
 
 
 def cost_of(spec: RunSpec, store: Store) -> Cost:
@@ -81,7 +81,7 @@ def cost_of(spec: RunSpec, store: Store) -> Cost:
     """
     subset, space = subset_of(spec, store), store.space
     architecture = plug.load("models", spec.model.kind)
-    updates = updates_of(spec.train, len(subset.training))
+    updates = updates_of(spec.train, subset.training.possible)
     windows = updates * spec.train.batch
     tokens = 3 * spec.model.context * windows
     forward = architecture.flops(spec.model, space, spec.model.context)
@@ -104,6 +104,7 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
         UserError: the run does not fit the dataset or the environment.
 
     """
+    spec = canonical(spec)
     space, subset = store.space, subset_of(spec, store)
     check_model(spec, space)
     check_env(spec, space)
@@ -136,6 +137,7 @@ def trained(spec: RunSpec, store: Store, report: Report = lambda update, loss: N
         UserError: the run does not fit the dataset.
 
     """
+    spec = canonical(spec)
     subset = subset_of(spec, store)
     check_model(spec, store.space)
     with _accelerator(spec) as accelerator, _seeded(spec.seed, accelerator.process_index):
@@ -272,7 +274,8 @@ class _Training:
     def _rollouts(self) -> Rollouts | None:
         if self.spec.evaluate.env is None:
             return None
-        return play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
+        with self.accelerator.autocast():
+            return play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
 
     def _measured(self, curve: list[dict[str, Any]], updates: int) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -298,7 +301,7 @@ class _Training:
 
     def _constant_loss(self) -> float:
         """Held-out loss of predicting the subset's mean action, or its frequencies of choices, everywhere."""
-        seen, unseen = self.windows.actions(), np.concatenate([b.action[b.mask] for b in self.held_out.batches])
+        seen, unseen = self.windows.actions(), self.held_out.windows.actions()
         if self.space.discrete:
             frequency = np.bincount(seen, minlength=self.space.action) + 1.0
             return float(-np.log(frequency / frequency.sum())[unseen].mean())

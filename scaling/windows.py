@@ -47,9 +47,7 @@ class Normaliser:
     std: np.ndarray
 
     def __call__(self, state: np.ndarray) -> np.ndarray:
-        """(state - mean) / (std + 1e-6), as in the Decision Transformer's code; pictures as they are."""
-        if state.dtype == np.uint8:
-            return state
+        """(state - mean) / (std + 1e-6), as in the Decision Transformer's code."""
         return ((state - self.mean) / (self.std + 1e-6)).astype(np.float32)
 
 
@@ -94,6 +92,11 @@ def check_fits(store: Store, spec: RunSpec) -> None:
         raise UserError(
             f"model.max_timestep {spec.model.max_timestep} is too small: the longest episode has {longest} steps"
         )
+    if spec.data.starts == "episode" and longest > spec.model.context:
+        raise UserError(
+            f"data.starts episode would never show what lies beyond model.context {spec.model.context}: the longest "
+            f"episode has {longest} steps; use any, or a longer context"
+        )
 
 
 class Windows:
@@ -131,6 +134,11 @@ class Windows:
         if self.starts == "episode":
             return self._before[generator.integers(0, len(self.lengths), count)]
         return generator.integers(0, len(self), count)
+
+    @property
+    def possible(self) -> int:
+        """Places where a training window may start."""
+        return len(self.lengths) if self.starts == "episode" else len(self)
 
     def mean_steps(self) -> float:
         """Mean number of timesteps in a window, over all that may be drawn."""

@@ -42,7 +42,7 @@ def log(lengths: list[int], first: int = 1, black: bool = True) -> dict[str, np.
     return {
         "observation": np.broadcast_to(values[:, None, None], (len(values), 84, 84)).copy(),
         "action": (values % 4).astype(np.int32),
-        "reward": (values % 3 == 0).astype(np.float32),
+        "reward": ((values % 3 == 0) & (values > 0)).astype(np.float32),
         "terminal": np.array(terminal, np.uint8),
     }
 
@@ -61,6 +61,16 @@ def test_only_whole_episodes_are_read_without_black_rows_and_the_stale_one(tmp_p
     assert store.space.discrete
 
 
+def test_black_pictures_of_a_game_are_kept_and_do_not_make_a_beginning(tmp_path):
+    """Three black rows are padding, further ones were played; a file that begins with fewer begins amid an episode."""
+    arrays = log([5, 6, 4, 2])
+    arrays["observation"][[3, 4]] = 0  # the first two pictures of the first episode
+    place = write(tmp_path / "logs", 0, **arrays)
+    assert np.diff(dqn_replay.read(place).starts).tolist() == [5, 6, 4]
+    write(place, 0, **{part: array[1:] for part, array in log([5, 6, 4, 2]).items()})
+    assert np.diff(dqn_replay.read(place).starts).tolist() == [6, 4]
+
+
 def test_reading_in_pieces_changes_nothing(tmp_path, monkeypatch):
     place = write(tmp_path / "logs", 0, **log([40, 20, 50, 30]))
     whole = dqn_replay.read(place)
@@ -77,8 +87,18 @@ SPOILT = {
     "not a complete gzip of a .npy file": lambda place: file(place, "terminal").write_bytes(b"x"),
     "observation.*copy or download it again": lambda place: cut(file(place, "observation")),
     r"0 whole episode\(s\); at least 2 are needed": lambda place: write(place, 0, terminal=np.zeros(20, np.uint8)),
-    "actions reach -1": lambda place: write(place, 0, action=np.full(20, -1, np.int32)),
+    "observation.*CRC check failed": lambda place: flip(file(place, "observation"), -6),
+    "action.*not a complete gzip": lambda place: flip(file(place, "action"), -6),
+    "reward.*holds float32, or NaN": lambda place: write(place, 0, reward=np.full(20, np.nan, np.float32)),
+    "action.*holds float64.*expected whole numbers": lambda place: write(place, 0, action=np.zeros(20)),
+    "actions reach -1": lambda place: write(place, 0, action=np.where(np.arange(20) == 4, -1, 0)),
 }
+
+
+def flip(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 0xFF
+    path.write_bytes(bytes(raw))
 
 
 def cut(path: Path) -> None:

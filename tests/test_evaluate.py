@@ -179,6 +179,11 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
         ("nomodule:Foo-v0", HOPPER, "nomodule"),
         ("Hopper-v5", Space(state=11, action=2), r"actions \(3,\); the dataset has \(11,\) and \(2,\)"),
         ("CartPole-v1", Space(state=4, action=2), r"actions Discrete\(2\); the dataset has \(4,\) and \(2,\)"),
+        (
+            "CartPole-v1",
+            Space(state=4, action=3, discrete=True),
+            r"actions Discrete\(2\); the dataset has \(4,\) and 3",
+        ),
         ("own", HOPPER, "evaluate.env own is for generated data, and data.kind is d4rl: name a Gymnasium id"),
         ("ALE/Breakout-v5", Space(state=84, action=4, image=True), "rollouts on pictures are not supported"),
         ("Pendulum-v1", Space(state=3, action=1), r"between \[-2.\] and \[2.\]; only \[-1, 1\] is supported"),

@@ -1,14 +1,15 @@
 """Equal runs are one run, whatever the sweep says about fields that their kinds do not read."""
 
 import dataclasses
+import typing
 
 import pytest
 
-from scaling import grid
+from scaling import grid, plug
 from scaling.errors import UserError
 from scaling.identity import canonical, read_fields, run_id
 from scaling.runs import identify
-from scaling.spec import DataSpec, ModelSpec, RunSpec
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec
 
 
 def sweep(tmp_path, text: str) -> grid.Sweep:
@@ -64,6 +65,7 @@ def test_what_cannot_matter_and_what_cannot_be_built_is_refused_before_anything_
         ("base: {model: {branches: three}}", "model.branches must be one of both, global, local, two_global"),
         ("base: {model: {local_dt_init: no}}", "model.local_dt_init must be one of log_uniform, zero_bias: False"),
         ("base: {model: {dt_min: 0.2}}", r"0 < minimum <= maximum: 0.2, 0.1"),
+        ("base: {model: {local_dt_min: 0.0}}", r"0 < minimum <= maximum: 0, 0.1"),
         ("base: {model: {local_dt_max: 0.0001}}", r"model.local_dt_min and local_dt_max .* 0.001, 0.0001"),
         ("base: {model: {overlap: -1}}", "model.overlap must not be negative"),
         ("base: {model: {ratio: 0}}", "model.ratio must be positive"),
@@ -87,8 +89,44 @@ def test_identity_ignores_what_is_not_read_and_nothing_else():
     assert canonical(other) == transformer
     assert run_id(other, "d") == run_id(transformer, "d")
     assert run_id(RunSpec(model=ModelSpec(subsequence=2)), "d") != run_id(RunSpec(), "d")
-    for name in read_fields(RunSpec()):
-        assert canonical(RunSpec()) == RunSpec(), name
+
+
+def another(name: str, value: object) -> object:
+    """A legal value of a field other than this one."""
+    choices = typing.get_args(grid.fields()[name])
+    options = [choice for option in choices for choice in typing.get_args(option)] or list(choices)
+    if isinstance(value, str):
+        return next(choice for choice in options if choice not in (value, type(None)))
+    if isinstance(value, bool):
+        return not value
+    if value is None:
+        return next((option for option in options if isinstance(option, str)), 0.05 if float in choices else 3)
+    return value + 1 if isinstance(value, int) else value * 0.9
+
+
+@pytest.mark.parametrize("kind", plug.names("models"))
+def test_every_field_that_a_run_reads_tells_runs_apart(kind):
+    model = ModelSpec(kind=kind, overlap=1, fusion="sum")
+    spec = RunSpec(model=model, evaluate=EvaluateSpec(env="Hopper-v5", target_return=3000.0))
+    for name in read_fields(spec) - {"model.kind", "data.path", "data.kind", "evaluate.env"}:
+        part, _, leaf = name.rpartition(".")
+        owner = getattr(spec, part) if part else spec
+        changed = dataclasses.replace(owner, **{leaf: another(name, getattr(owner, leaf))})
+        other = dataclasses.replace(spec, **{part: changed}) if part else changed
+        assert run_id(other, "d") != run_id(spec, "d"), name
+
+
+def test_fields_of_rollouts_matter_where_there_are_rollouts(tmp_path):
+    silent = [RunSpec(evaluate=EvaluateSpec(episodes=episodes)) for episodes in (1, 2)]
+    assert run_id(silent[0], "d") == run_id(silent[1], "d")
+    with pytest.raises(UserError, match=r"evaluate.rollout has no effect without evaluate\.env"):
+        identify(sweep(tmp_path, "base: {evaluate: {rollout: recurrent}}"))
+
+
+def test_an_override_that_changes_nothing_is_no_other_run():
+    assert run_id(RunSpec(model=ModelSpec(local_d_state=16)), "d") == run_id(RunSpec(), "d")
+    local = [ModelSpec(branches="local", local_d_state=8, d_state=d_state) for d_state in (16, 32)]
+    assert run_id(RunSpec(model=local[0]), "d") == run_id(RunSpec(model=local[1]), "d")
 
 
 def test_a_generated_task_is_told_apart_by_what_it_is_made_from():

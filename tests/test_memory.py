@@ -71,6 +71,13 @@ def test_every_block_is_looked_at(changes):
     blocks = sum(isinstance(module, Mamba) for module in found.model.modules())
     frame = memory.memory(found, windows=4)
     assert len(frame) == blocks * 32 * 3
+    assert frame["block"].nunique() == blocks
+    longest = frame.groupby(["block", "channel"])["horizon"].max()  # every channel of every block counts once
+    assert len(longest) == blocks * 32
+    branch = frame.drop_duplicates("block").set_index("block")["branch"]
+    layer = frame.drop_duplicates("block").set_index("block")["layer"]
+    keys = [longest.index.get_level_values("block").map(part) for part in (layer, branch)]
+    np.testing.assert_allclose(memory.summary(frame)["horizon_50%"], longest.groupby(keys).median())
     assert np.isfinite(frame.select_dtypes("number")).all(axis=None)
 
 
@@ -85,8 +92,7 @@ def test_a_network_without_mamba_and_data_without_full_windows_are_refused():
     with pytest.raises(ValueError, match="no Mamba block"):
         memory.memory(network(with_model(kind="bc")))
     found = network()
-    lengths = found.subset.held_out
-    lengths.context = 7
+    found.subset.held_out.context = 7
     with pytest.raises(ValueError, match="shorter than the context"):
         memory.memory(found)
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -183,6 +183,29 @@ def test_the_controls_have_the_parameters_of_both_branches():
     assert mambadm.count(ModelSpec(branches="global"), HOPPER)["N_blocks"] < 0.7 * both
 
 
+UNLIKE = [
+    {"local_d_state": 64},
+    {"local_expand": 4, "fusion": "gate"},
+    {"local_weights": "per_window", "context": 20, "subsequence": 2},
+    {"expand": 8, "local_expand": 1, "ffn": False},
+]
+
+
+@pytest.mark.parametrize("changes", UNLIKE)
+def test_a_wide_control_follows_branches_that_are_unlike_and_a_double_one_is_refused(changes):
+    def spec(branches: str) -> ModelSpec:
+        return canonical(RunSpec(model=ModelSpec(width=64, branches=branches, **changes))).model
+
+    both = mambadm.count(spec("both"), HOPPER)["N_blocks"]
+    for branches in ("wide_global", "wide_local"):
+        assert mambadm.count(spec(branches), HOPPER)["N_blocks"] == pytest.approx(both, rel=0.03)
+    for branches in ("two_global", "two_local"):
+        with pytest.raises(
+            UserError, match=f"model.branches {branches} has the parameters of both only where these are"
+        ):
+            mambadm.check(spec(branches), HOPPER)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("space", [CONTINUOUS, DISCRETE, PICTURES])
 def test_the_gradient_reaches_every_weight(kind, space):
@@ -254,9 +277,17 @@ def test_one_token_at_a_time_gives_what_the_whole_window_gives(changes):
     torch.testing.assert_close(model.head.predict(stepped[:, 1::3]), model(**inputs), rtol=1e-5, atol=1e-5)
 
 
-def test_weights_per_window_have_no_recurrent_form():
-    with pytest.raises(UserError, match=r"model.local_weights per_window has no recurrent form: use shared"):
-        build(small(local_weights="per_window"), CONTINUOUS).initial_state(1)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"local_weights": "per_window"}, r"model.local_weights shared, not per_window"),
+        ({"stem": "atari"}, r"no place for the tokens of model.stem atari"),
+    ],
+)
+def test_a_network_without_a_recurrent_form_says_so(changes, said):
+    with pytest.raises(UserError, match=said):
+        mambadm.check_recurrent(small(**changes))
+    mambadm.check_recurrent(small(branches="global", **changes) if "stem" not in changes else small())
 
 
 @pytest.mark.parametrize(
@@ -287,6 +318,9 @@ def test_a_network_that_cannot_be_built_is_refused_in_one_line(changes, space, s
 
 @settings(max_examples=60, deadline=None)
 @given(spec=specs())
+@example(spec=small(branches="wide_global", local_expand=3))
+@example(spec=small(branches="wide_local", local_weights="per_window", fusion="gate"))
+@example(spec=small(branches="two_local", local_d_state=2))
 def test_fields_that_a_kind_does_not_read_change_nothing(spec):
     """The network of the canonical spec, which has them at their defaults, has the same weights and output."""
     same = canonical(RunSpec(model=spec)).model

@@ -35,6 +35,12 @@ def test_the_recorded_expert_earns_everything(kind, horizon, tmp_path):
     assert set(store.lengths) == {horizon if kind == "tmaze" else local.STEPS}
 
 
+def test_a_task_has_all_its_choices_however_few_its_episodes_take(tmp_path):
+    store = tmaze.open(DataSpec(kind="tmaze", horizon=5, episodes=2, seed=1), tmp_path)
+    assert store.actions.max() == tmaze.LEFT
+    assert store.action_size == 3
+
+
 @pytest.mark.parametrize("kind", TASKS)
 def test_the_same_spec_gives_the_same_data_and_another_seed_gives_other_data(kind, tmp_path):
     digests = [TASKS[kind].open(data(kind, 5, seed=seed), tmp_path).digest for seed in (0, 0, 1)]
@@ -84,6 +90,7 @@ def test_windows_can_begin_where_episodes_do(tmp_path):
     assert set(drawn % 7) == {0}
     assert len(set(drawn)) == 10
     assert windows.mean_steps() == 7
+    assert windows.possible == 10
     anywhere = RunSpec(data=data("tmaze", 7))
     store = tmaze.open(anywhere.data, tmp_path)
     all_starts = Windows(store, training_episodes(store, anywhere.data), anywhere)

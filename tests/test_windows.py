@@ -54,6 +54,8 @@ def test_a_context_longer_than_every_episode_and_an_episode_longer_than_the_tabl
     with pytest.raises(UserError, match=r"model.max_timestep 20 is too small"):
         check_fits(store, RunSpec(model=ModelSpec(max_timestep=20)))
     check_fits(store, RunSpec(model=ModelSpec(context=longest, max_timestep=longest)))
+    with pytest.raises(UserError, match=r"data.starts episode would never show what lies beyond model.context 5"):
+        check_fits(store, RunSpec(model=ModelSpec(context=5), data=DataSpec(starts="episode")))
 
 
 def slow_window(store, episode: int, step: int, context: int, normalise, scale: float) -> list[tuple]:

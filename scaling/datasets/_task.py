@@ -9,7 +9,7 @@ import numpy as np
 from scaling.spec import DataSpec
 from scaling.store import Episodes, Store, build_once
 
-TASK_VERSION = 1
+TASK_VERSION = 2
 """Raised when any task changes, so that old stores are not taken for new ones."""
 
 FIELDS = ("horizon", "episodes", "seed")
@@ -56,4 +56,5 @@ def _play(task: Task, spec: DataSpec) -> Episodes:
 
 
 def _about(task: Task) -> dict[str, Any]:
-    return {"env_id": None, "task": type(task).__name__}
+    assert isinstance(task.action_space, gymnasium.spaces.Discrete)
+    return {"env_id": None, "task": type(task).__name__, "choices": int(task.action_space.n)}

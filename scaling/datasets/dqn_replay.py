@@ -11,7 +11,9 @@ terminal, whose episode did not end. Pictures are streamed, so a file never lies
 import gzip
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from scaling.store import Episodes, Store, build_once, cache_folder, file_identi
 
 FIELDS = ("path",)
 PARTS = ("observation", "action", "reward", "terminal")
+PADDING = 3
+"""Black rows before every episode: the other pictures of its first stack of four."""
 CHUNK = 4096
 """Pictures read at once."""
 
@@ -91,34 +95,42 @@ def _file(place: Path, part: str, number: int) -> Path:
 
 def _log(place: Path, number: int) -> _Log:
     action, reward, terminal = (_array(_file(place, part, number)) for part in PARTS[1:])
-    log = _Log(_file(place, "observation", number), action, reward, terminal.astype(bool))
+    log = _Log(_file(place, "observation", number), action, reward, terminal != 0)
     rows = _header(log.observation)[0]
     for part, array in zip(PARTS[1:], (action, reward, terminal), strict=True):
         if array.shape != (rows,):
             raise UserError(f"{_file(place, part, number)} has shape {array.shape}; expected ({rows},), as observation")
+        if array.dtype.kind not in ("fiub" if part == "reward" else "iub") or not np.isfinite(array).all():
+            wanted = "finite numbers" if part == "reward" else "whole numbers"
+            raise UserError(f"{_file(place, part, number)} holds {array.dtype}, or NaN or infinity; expected {wanted}")
     return log
 
 
-def _array(path: Path) -> np.ndarray:
+@contextmanager
+def _unpacked(path: Path) -> Iterator[gzip.GzipFile]:
+    """The file, with damage told as such; what is read to its end is checked against the sum at the end of the gzip."""
     try:
         with gzip.open(path) as file:
-            array: np.ndarray = np.load(file, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
+            yield file
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path}: not a complete gzip of a .npy file ({error}); copy or download it again") from error
+
+
+def _array(path: Path) -> np.ndarray:
+    with _unpacked(path) as file:
+        array: np.ndarray = np.load(file, allow_pickle=False)
+        file.read()
     return array
 
 
 def _header(path: Path) -> tuple[int, ...]:
-    with gzip.open(path) as file:
+    with _unpacked(path) as file:
         return _read_header(file, path)
 
 
 def _read_header(file: gzip.GzipFile, path: Path) -> tuple[int, ...]:
-    try:
-        np.lib.format.read_magic(file)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a gzip of a .npy file ({error}); copy or download it again") from error
+    np.lib.format.read_magic(file)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
     if shape[1:] != (SIDE, SIDE) or dtype != np.uint8 or fortran:
         raise UserError(f"{path} holds {dtype} of shape {shape}; expected uint8 pictures of {SIDE} x {SIDE}")
     return tuple(shape)
@@ -126,31 +138,30 @@ def _read_header(file: gzip.GzipFile, path: Path) -> tuple[int, ...]:
 
 def _chunks(path: Path) -> Iterator[np.ndarray]:
     """The pictures of a file, CHUNK at a time."""
-    with gzip.open(path) as file:
+    with _unpacked(path) as file:
         left = _read_header(file, path)[0]
         while left:
             count = min(CHUNK, left)
-            try:
-                raw = file.read(count * SIDE * SIDE)
-            except (OSError, EOFError) as error:
-                raise UserError(f"{path}: {error}; copy or download it again") from error
+            raw = file.read(count * SIDE * SIDE)
             if len(raw) < count * SIDE * SIDE:
-                raise UserError(f"{path} ends {left} pictures early; copy or download it again")
+                raise EOFError(f"it ends {left} pictures early")
             yield np.frombuffer(raw, np.uint8).reshape(count, SIDE, SIDE)
             left -= count
+        file.read()
 
 
 def _whole_episodes(log: _Log) -> tuple[np.ndarray, list[int]]:
     """Which rows belong to whole episodes, and the lengths of those."""
     black = np.concatenate([~chunk.any(axis=(1, 2)) for chunk in _chunks(log.observation)])
+    padding = black & (log.action == 0) & (log.reward == 0)
     inside = np.zeros(len(black), bool)
     lengths = []
     first = 0
     for last in np.flatnonzero(log.terminal[:-1]).tolist():
         begin = first
-        while begin < last and black[begin]:
+        while begin < min(last, first + PADDING) and padding[begin]:
             begin += 1
-        if begin > first or first > 0:  # else it began in another file
+        if first > 0 or begin == PADDING:  # else it began in another file
             inside[begin : last + 1] = True
             lengths.append(last + 1 - begin)
         first = last + 1

@@ -10,6 +10,7 @@ output from the one that began first, in which it sees most of the past: with an
 is the last output of the sub-sequence ending there, as in GLAM.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "wide_local": ("local",),
 }
 """The branches that each choice of ``model.branches`` has."""
+TWICE, WIDE = ("two_global", "two_local"), ("wide_global", "wide_local")
+"""Controls with as many parameters as ``both``."""
 
 
 class GlobalBranch(nn.Module):
@@ -103,16 +106,7 @@ class LocalBranch(nn.Module):
         return torch.stack([one(part.contiguous()) for one, part in each], dim=1)
 
     def initial_state(self, batch: int) -> LocalState:
-        """The state before the first token.
-
-        Raises:
-            UserError: there is one Mamba per sub-sequence, hence none for those beyond the context.
-
-        """
-        if self.per_window:
-            raise UserError(
-                "model.local_weights per_window has no recurrent form: use shared, or evaluate.rollout window"
-            )
+        """The state before the first token; see :func:`check_recurrent`."""
         return LocalState(0, ())
 
     def step(self, state: LocalState, u: Float[Tensor, "batch width"]) -> tuple[Tensor, LocalState]:
@@ -191,7 +185,11 @@ def windows(spec: ModelSpec, time: int) -> int:
 
 def fields_of(spec: ModelSpec) -> set[str]:
     """Fields of the spec that the mixer reads and that make a difference."""
+    if spec.branches in WIDE:  # their width follows from all that decides the parameters of both
+        return fields_of(dataclasses.replace(spec, branches="both"))
     scopes, names = SCOPES[spec.branches], {"branches"}
+    if spec.branches in TWICE:  # refused where they would make both unlike this
+        names |= {"local_d_state", "local_d_conv", "local_expand", "local_weights"}
     if "local" in scopes:
         names |= {"subsequence", "overlap", "local_weights"} | mamba.fields_of(spec, local=True)
     if "global" in scopes:
@@ -208,7 +206,12 @@ def check(spec: ModelSpec) -> None:
         UserError: naming the field and what it may be.
 
     """
-    if "local" not in SCOPES[spec.branches]:
+    if spec.branches in TWICE and _count_local(spec) != mamba.count(mamba.shape_of(spec)):
+        raise UserError(
+            f"model.branches {spec.branches} has the parameters of both only where these are alike: leave out "
+            "model.local_d_state, local_d_conv, local_expand and local_weights, or use wide_global or wide_local"
+        )
+    if spec.branches not in WIDE and "local" not in SCOPES[spec.branches]:
         return
     if spec.subsequence > spec.context:
         raise UserError(f"model.subsequence must not exceed model.context ({spec.context}): {spec.subsequence}")
@@ -219,13 +222,25 @@ def check(spec: ModelSpec) -> None:
 def count(spec: ModelSpec) -> int:
     """Parameters of one mixer."""
     scopes = SCOPES[spec.branches]
-    copies = windows(spec, spec.context) if spec.local_weights == "per_window" else 1
-    each = {
-        "global": mamba.count(mamba.shape_of(spec)),
-        "local": copies * mamba.count(mamba.shape_of(spec, local=True)),
-    }
+    each = {"global": mamba.count(mamba.shape_of(spec)), "local": _count_local(spec)}
     fusion = {"sum": 0, "learned": 1, "gate": spec.width**2 + spec.width}[spec.fusion] if len(scopes) == 2 else 0
     return sum(each[scope] for scope in scopes) + fusion
+
+
+def check_recurrent(spec: ModelSpec) -> None:
+    """Refuse a mixer without a recurrent form.
+
+    Raises:
+        UserError: there is one Mamba per sub-sequence, hence none for those beyond the context.
+
+    """
+    if "local" in SCOPES[spec.branches] and spec.local_weights == "per_window":
+        raise UserError("evaluate.rollout recurrent needs model.local_weights shared, not per_window")
+
+
+def _count_local(spec: ModelSpec) -> int:
+    copies = windows(spec, spec.context) if spec.local_weights == "per_window" else 1
+    return copies * mamba.count(mamba.shape_of(spec, local=True))
 
 
 def flops(spec: ModelSpec, time: int) -> int:

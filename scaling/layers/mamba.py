@@ -60,11 +60,14 @@ def shape_of(spec: ModelSpec, local: bool = False) -> MambaShape:
 
 
 def fields_of(spec: ModelSpec, local: bool = False) -> set[str]:
-    """Fields of the spec that :func:`shape_of` reads and that make a difference."""
+    """Fields of the spec that decide the shape: each knob's general one, or the local branch's own where it differs."""
     names = set(KNOBS)
     if shape_of(spec, local).dt_init == "zero_bias":
         names -= {"dt_min", "dt_max"}
-    return names | {f"local_{name}" for name in names} if local else names
+    if not local:
+        return names
+    same = {name for name in names if getattr(spec, f"local_{name}") in (None, getattr(spec, name))}
+    return same | {f"local_{name}" for name in names - same}
 
 
 class MambaState(NamedTuple):

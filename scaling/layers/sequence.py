@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from scaling.errors import UserError
 from scaling.layers import feed_forward, tokens
 from scaling.layers.tokens import ActionHead, TokenStem
 from scaling.spec import ModelSpec, Space
@@ -108,6 +109,20 @@ def _gpt2_initialisation(module: nn.Module) -> None:
 def fields_of(spec: ModelSpec) -> set[str]:
     """Fields of the spec that every sequence model reads."""
     return tokens.fields_of(spec) | {"init", "ffn"}
+
+
+def check_recurrent(spec: ModelSpec) -> None:
+    """Refuse tokens that cannot go on beyond a window.
+
+    Raises:
+        UserError: they are numbered within it.
+
+    """
+    if spec.stem == "atari" and spec.positions:
+        raise UserError(
+            "evaluate.rollout recurrent has no place for the tokens of model.stem atari, which are numbered within a "
+            "window: use window, stem gym, or positions false"
+        )
 
 
 def count_layer(spec: ModelSpec, mixer: int) -> int:

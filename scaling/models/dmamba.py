@@ -39,6 +39,11 @@ def check(spec: ModelSpec, space: Space) -> None:
     tokens.check_encoder(spec, space)
 
 
+def check_recurrent(spec: ModelSpec) -> None:
+    """Refuse a network without a recurrent form; see :func:`sequence.check_recurrent`."""
+    sequence.check_recurrent(spec)
+
+
 def count(spec: ModelSpec, space: Space) -> dict[str, int]:
     """Parameters, without building a network; see :func:`sequence.count`."""
     return sequence.count(spec, space, mamba.count(mamba.shape_of(spec)))

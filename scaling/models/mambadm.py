@@ -16,6 +16,7 @@ CHOICE: PyTorch's initialisation of linear layers and mamba-ssm's of the blocks.
 
 import dataclasses
 import functools
+import itertools
 
 from scaling.layers import gloma, sequence, tokens
 from scaling.layers.gloma import GLoMa
@@ -46,16 +47,23 @@ def check(spec: ModelSpec, space: Space) -> None:
     gloma.check(spec)
 
 
+def check_recurrent(spec: ModelSpec) -> None:
+    """Refuse a network without a recurrent form; see :mod:`sequence` and :mod:`gloma`."""
+    sequence.check_recurrent(spec)
+    gloma.check_recurrent(spec)
+
+
 @functools.cache
 def widened(spec: ModelSpec) -> ModelSpec:
     """The spec with the width at which a single wide branch has as many parameters per layer as ``both``.
 
     The nearest integer width; other specs come back as they are.
     """
-    if spec.branches not in ("wide_global", "wide_local"):
+    if spec.branches not in gloma.WIDE:
         return spec
     wanted = _count_layer(dataclasses.replace(spec, branches="both"))
-    candidates = (dataclasses.replace(spec, width=width) for width in range(spec.width, 2 * spec.width + 1))
+    wide = next(w for w in itertools.count(1) if _count_layer(dataclasses.replace(spec, width=w)) >= wanted)
+    candidates = [dataclasses.replace(spec, width=width) for width in (wide, max(1, wide - 1))]
     return min(candidates, key=lambda candidate: abs(_count_layer(candidate) - wanted))
 
 
