@@ -3,8 +3,8 @@
 A state is (clue, junction, noise): the clue is -1 or 1 at the first step and 0 afterwards; the junction is 1 at the
 last step of the corridor and 0 before; the noise is -1, 0 or 1 at random. The choices are to go on, to turn left, to
 turn right. The return is 1 for the turn that the clue asked for and 0 for anything else. Nothing but the first state
-tells the turns apart, so a network that has forgotten it is right half of the time. ``data.horizon`` is the number of
-steps; each is three tokens.
+tells the turns apart, so a network that has forgotten it is right as often as its turn is asked for, half of the
+time on average. ``data.horizon`` is the number of steps; each is three tokens.
 """
 
 from pathlib import Path
