@@ -19,7 +19,7 @@ from scaling.data import SETTINGS
 from scaling.errors import UserError
 from scaling.fit import Fit
 from scaling.law import names
-from scaling.spec import DataSpec, ModelSpec
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec
 
 VERDICT, DATA_GAIN, MODEL_GAIN = "verdict", "data_gain", "model_gain"
 QUANTITIES = (VERDICT, DATA_GAIN, MODEL_GAIN)
@@ -155,7 +155,7 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
         part, _, leaf = keys[key].partition(".")
         del base[part][leaf]
     del base["seed"], base["data"]["draw"]
-    for part, defaults in (("model", ModelSpec()), ("data", DataSpec())):
+    for part, defaults in (("model", ModelSpec()), ("data", DataSpec()), ("evaluate", EvaluateSpec())):
         base[part] = {key: value for key, value in base[part].items() if value != getattr(defaults, key)}
     text = {"name": name, "question": "What would narrow the verdict most?", "base": base, "axes": {axis: points}}
     written: str = yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=110)

@@ -8,7 +8,7 @@ import yaml
 from scaling import design, fit as fits, grid, nulls, power as powers, selection, study as studies
 from scaling.ensemble import average
 from scaling.errors import UserError
-from scaling.identity import run_id
+from scaling.identity import check_read, run_id
 from scaling.intervals import bootstrap
 from scaling.isocompute import iso_compute
 from scaling.objective import Objective
@@ -166,6 +166,7 @@ def test_the_sweep_written_for_the_next_runs_is_read_back_and_new(tmp_path):
     assert sorted(run.model.width for run in sweep.runs) == sorted(cell.settings["width"] for cell in cells)
     assert len({run_id(run, "x") for run in sweep.runs}) == 4
     assert yaml.safe_load(path.read_text())["base"]["train"]["learning_rate"] == 1e-3
+    check_read(sweep.named, sweep.runs)
 
 
 def test_a_table_without_specs_has_no_sweep():
