@@ -319,6 +319,8 @@ def test_a_network_that_cannot_be_built_is_refused_in_one_line(changes, space, s
 @settings(max_examples=60, deadline=None)
 @given(spec=specs())
 @example(spec=small(branches="wide_global", local_expand=3))
+@example(spec=small(branches="wide_global", subsequence=3, overlap=2, ratio=2.0))
+@example(spec=small(branches="wide_global", subsequence=1, local_weights="per_window"))
 @example(spec=small(branches="wide_local", local_weights="per_window", fusion="gate"))
 @example(spec=small(branches="two_local", local_d_state=2))
 def test_fields_that_a_kind_does_not_read_change_nothing(spec):

@@ -10,7 +10,6 @@ output from the one that began first, in which it sees most of the past: with an
 is the last output of the sub-sequence ending there, as in GLAM.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -185,11 +184,12 @@ def windows(spec: ModelSpec, time: int) -> int:
 
 def fields_of(spec: ModelSpec) -> set[str]:
     """Fields of the spec that the mixer reads and that make a difference."""
-    if spec.branches in WIDE:  # their width follows from all that decides the parameters of both
-        return fields_of(dataclasses.replace(spec, branches="both"))
     scopes, names = SCOPES[spec.branches], {"branches"}
-    if spec.branches in TWICE:  # refused where they would make both unlike this
+    if spec.branches in TWICE + WIDE:  # compared with the parameters of both
         names |= {"local_d_state", "local_d_conv", "local_expand", "local_weights"}
+    if spec.branches in WIDE:
+        names |= {"d_state", "d_conv", "expand", "fusion"}
+        names |= {"subsequence", "overlap"} if spec.local_weights == "per_window" else set()
     if "local" in scopes:
         names |= {"subsequence", "overlap", "local_weights"} | mamba.fields_of(spec, local=True)
     if "global" in scopes:
@@ -211,7 +211,8 @@ def check(spec: ModelSpec) -> None:
             f"model.branches {spec.branches} has the parameters of both only where these are alike: leave out "
             "model.local_d_state, local_d_conv, local_expand and local_weights, or use wide_global or wide_local"
         )
-    if spec.branches not in WIDE and "local" not in SCOPES[spec.branches]:
+    counted = spec.branches in WIDE and spec.local_weights == "per_window"
+    if not counted and "local" not in SCOPES[spec.branches]:
         return
     if spec.subsequence > spec.context:
         raise UserError(f"model.subsequence must not exceed model.context ({spec.context}): {spec.subsequence}")
