@@ -72,13 +72,18 @@ class Store:
         return self.actions.ndim == 1
 
     @property
+    def image(self) -> bool:
+        """Whether states are pictures."""
+        return self.states.ndim == 3
+
+    @property
     def space(self) -> Space:
         """What the dataset imposes on the network."""
         return Space(
             state=self.states.shape[1],
             action=self.action_size,
             discrete=self.discrete,
-            image=self.states.ndim == 3,
+            image=self.image,
         )
 
     @property

@@ -116,7 +116,7 @@ class Windows:
 
     def normaliser(self) -> Normaliser:
         """State statistics over exactly these episodes; pictures have none."""
-        if self.store.space.image:
+        if self.store.image:
             return Normaliser(np.zeros(0), np.ones(0))
         states = self.store.states[self._rows()].astype(np.float64)
         return Normaliser(states.mean(axis=0), states.std(axis=0))
@@ -162,7 +162,7 @@ class Windows:
         mask = timestep < self.lengths[episode][:, None]
         timestep = np.where(mask, timestep, 0)
         row = self._first[episode][:, None] + timestep
-        if self.store.space.image:
+        if self.store.image:
             state = self._pictures(episode, starts - self._before[episode])
         else:
             state = normalise(self.store.states[row]) * mask[..., None]
