@@ -1,7 +1,6 @@
 """Tasks that generate their own data: an environment, its expert, and episodes of the two together."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +16,12 @@ FIELDS = ("horizon", "episodes", "seed")
 
 
 class Task(gymnasium.Env[np.ndarray, np.int64], ABC):
-    """An environment with choices for actions that knows the right one; returns lie between 0 and 1."""
+    """An environment with three choices that knows the right one; returns lie between 0 and 1."""
+
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def __init__(self, horizon: int) -> None:
+        self.horizon = horizon
 
     @abstractmethod
     def expert(self) -> int:
@@ -51,10 +55,5 @@ def _play(task: Task, spec: DataSpec) -> Episodes:
         rewards=np.array(rewards, np.float32),
         starts=np.array(starts, np.int64),
         terminal=np.ones(spec.episodes, bool),
-        about=_about(task),
+        about={"env_id": None, "task": type(task).__name__, "choices": int(Task.action_space.n)},
     )
-
-
-def _about(task: Task) -> dict[str, Any]:
-    assert isinstance(task.action_space, gymnasium.spaces.Discrete)
-    return {"env_id": None, "task": type(task).__name__, "choices": int(task.action_space.n)}

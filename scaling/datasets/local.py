@@ -26,10 +26,6 @@ class Local(Task):
     """A stream of symbols."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-    action_space = gymnasium.spaces.Discrete(3)
-
-    def __init__(self, horizon: int) -> None:
-        self.horizon = horizon
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """A new stream."""

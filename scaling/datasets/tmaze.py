@@ -27,10 +27,6 @@ class TMaze(Task):
     """A corridor of ``horizon`` steps, the last of them the junction."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,), np.float32)
-    action_space = gymnasium.spaces.Discrete(3)
-
-    def __init__(self, horizon: int) -> None:
-        self.horizon = horizon
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """A new clue."""
