@@ -85,10 +85,14 @@ COLUMNS = (
     Column("spec", pa.string(), "", "JSON: the whole spec of the run"),
 )
 
-SCHEMA = pa.schema(
-    [pa.field(c.name, c.type, metadata={"unit": c.unit, "meaning": c.meaning}) for c in COLUMNS],
-    metadata={"schema_version": str(SCHEMA_VERSION)},
-)
+
+def schema_of(columns: tuple[Column, ...]) -> pa.Schema:
+    """The columns with their units and meanings, as Parquet keeps them."""
+    fields = [pa.field(c.name, c.type, metadata={"unit": c.unit, "meaning": c.meaning}) for c in columns]
+    return pa.schema(fields, metadata={"schema_version": str(SCHEMA_VERSION)})
+
+
+SCHEMA = schema_of(COLUMNS)
 
 BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -1,0 +1,68 @@
+"""The second table: a row per rolled-out episode, beside the one that has a row per run."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scaling.errors import UserError
+from scaling.results import Column, schema_of, write_table
+
+COLUMNS = (
+    Column("run_id", pa.string(), "", "the run whose network played"),
+    Column("env", pa.string(), "", "evaluate.env"),
+    Column("target", pa.float64(), "reward", "return that was asked for"),
+    Column("episode", pa.int64(), "", "number of the episode; equal numbers begin alike in every run"),
+    Column("seed", pa.int64(), "", "seed of the environment"),
+    Column("return", pa.float64(), "reward", "undiscounted return, as the environment pays it"),
+    Column("length", pa.int64(), "timesteps", "steps until the episode ended"),
+    Column("score", pa.float64(), "%", "return between random play (0) and the reference player (100)"),
+)
+
+SCHEMA = schema_of(COLUMNS)
+
+
+def path_of(root: Path, run_id: str) -> Path:
+    """Where a run's episodes lie once it has been rolled out."""
+    return root / run_id / "episodes.parquet"
+
+
+def beside(table: Path) -> Path:
+    """Where the episodes of a results table lie: ``x.parquet`` has ``x.episodes.parquet``."""
+    return table.with_suffix(".episodes.parquet")
+
+
+def write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Write the episodes so that readers see all of them or nothing."""
+    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+
+
+def collect(root: Path, run_ids: list[str]) -> pa.Table:
+    """The episodes of these runs that were rolled out, in the given order."""
+    tables = [read_table(path_of(root, run_id)) for run_id in run_ids if path_of(root, run_id).exists()]
+    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+
+
+def read_table(path: Path) -> pa.Table:
+    """A table of episodes.
+
+    Raises:
+        UserError: not a Parquet file of episodes.
+
+    """
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
+        raise UserError(f"{path}: {reason}; a table of episodes comes from 'scaling collect'") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path}: not a table of episodes, it lacks {', '.join(missing)}")
+    return table.select(SCHEMA.names).cast(SCHEMA)
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """A table of episodes as a data frame."""
+    return read_table(path).to_pandas()
