@@ -1,24 +1,20 @@
 """Held-out loss, and return-conditioned rollouts of all episodes in lockstep."""
 
-import warnings
 from dataclasses import dataclass
+from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scaling import plug
+from scaling import plug, scores, stages
+from scaling.batches import Batches
 from scaling.errors import UserError
-from scaling.players import History, Recurrent, Window, tensors
+from scaling.players import History, Recurrent, Window
 from scaling.spec import RunSpec, Space
-from scaling.windows import Normaliser, Windows
-
-OWN = "own"
-"""The environment of the task that generated the data."""
+from scaling.windows import Normaliser
 
 
 def summed_loss(
@@ -38,23 +34,21 @@ def summed_loss(
 class HeldOut:
     """Mean action loss over fixed episodes, each transition counted once."""
 
-    def __init__(self, windows: Windows, normalise: Normaliser, batch: int) -> None:
-        tiles = windows.tiles()
-        self.windows, self.normalise = windows, normalise
-        self.pieces = np.array_split(tiles, max(1, -(-len(tiles) // batch)))
-        self.transitions = len(windows)
+    def __init__(self, batches: Batches, size: int) -> None:
+        tiles = batches.windows.tiles()
+        self.batches, self.windows = batches, batches.windows
+        self.pieces = np.array_split(tiles, max(1, -(-len(tiles) // size)))
+        self.transitions = len(self.windows)
 
-    def loss(self, model: nn.Module, device: torch.device) -> float:
+    def loss(self, model: nn.Module) -> float:
         """The loss of ``model`` without dropout; windows are gathered batch by batch, as pictures fill a memory."""
         was_training = model.training
         model.eval()
+        total: float | Tensor = 0.0
         with torch.no_grad():
-            total = torch.zeros((), dtype=torch.float64, device=device)
             for piece in self.pieces:
-                batch = self.windows.gather(piece, self.normalise)
-                rtg, state, action, timestep = tensors(batch, device)
-                mask = torch.from_numpy(batch.mask).to(device)
-                total += summed_loss(model(rtg, state, action, timestep), action, mask)
+                (rtg, state, action, timestep), mask = self.batches(piece)
+                total += summed_loss(model(rtg, state, action, timestep), action, mask).double()
         model.train(was_training)
         return float(total) / self.transitions
 
@@ -63,6 +57,10 @@ class HeldOut:
 class Rollouts:
     """What the episodes returned."""
 
+    targets: np.ndarray
+    """(episode,) returns asked for."""
+    seeds: np.ndarray
+    """(episode,) of the environment; the same for every target."""
     returns: np.ndarray
     """(episode,) undiscounted returns."""
     lengths: np.ndarray
@@ -76,30 +74,9 @@ def check_env(spec: RunSpec, space: Space) -> None:
         UserError: with the environment's id and the sizes on both sides.
 
     """
-    name = spec.evaluate.env
-    if name is None:
-        return
-    check_recurrent(spec)
-    if space.image:
-        raise UserError(f"evaluate.env {name}: rollouts on pictures are not supported; leave evaluate.env out")
-    try:
-        env = _make(spec)
-    except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"evaluate.env {name!r}: {' '.join(str(error).split())}") from error
-    observed, acts = env.observation_space.shape, env.action_space
-    env.close()
-    choices = isinstance(acts, gymnasium.spaces.Discrete)
-    size = acts.n if choices else acts.shape
-    wanted = space.action if space.discrete else (space.action,)
-    if observed != (space.state,) or choices != space.discrete or size != wanted:
-        raise UserError(
-            f"evaluate.env {name} has states {observed} and actions {acts if choices else acts.shape}; "
-            f"the dataset has ({space.state},) and {wanted}"
-        )
-    if not choices and not (np.all(acts.low == -1.0) and np.all(acts.high == 1.0)):
-        raise UserError(
-            f"evaluate.env {name} takes actions between {acts.low} and {acts.high}; only [-1, 1] is supported"
-        )
+    if spec.evaluate.env is not None:
+        check_recurrent(spec)
+        stages.check_env(spec, space)
 
 
 def check_recurrent(spec: RunSpec) -> None:
@@ -119,52 +96,82 @@ def check_recurrent(spec: RunSpec) -> None:
     architecture.check_recurrent(spec.model)
 
 
-def _make(spec: RunSpec) -> gymnasium.Env:
-    """The environment; that a newer version exists is not news to who asked for this one."""
-    name = spec.evaluate.env
-    assert name is not None
-    if name == OWN:
-        source = plug.load("datasets", spec.data.kind)
-        if not hasattr(source, "make"):
-            raise UserError(
-                f"evaluate.env {OWN} is for generated data, and data.kind is {spec.data.kind}: name a Gymnasium id"
-            )
-        own: gymnasium.Env = source.make(spec.data)
-        return own
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
-        return gymnasium.make(name)
-
-
 @torch.no_grad()
 def play(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, device: torch.device) -> Rollouts:
-    """Returns of episodes in which the model is asked for ``target_return``, deterministic and without padding.
+    """Returns of ``episodes`` episodes for each of the ``targets``, without padding.
 
-    All episodes advance together, one batched forward per step. The return-to-go falls by each reward received.
+    All advance together, one batched forward per step. The return-to-go falls by each reward received.
     """
-    assert spec.evaluate.target_return is not None
-    count, limit = spec.evaluate.episodes, spec.model.max_timestep
-    envs = SyncVectorEnv([lambda: _make(spec)] * count)  # an ended one starts anew and is ignored
-    history = History(count, limit, space)
-    player = (Recurrent if spec.evaluate.rollout == "recurrent" else Window)(model, history, spec.model.context, device)
-    returns, lengths = np.zeros(count), np.zeros(count, np.int64)
-    alive = np.ones(count, bool)
+    asked = spec.evaluate
+    targets = np.repeat(asked.targets, asked.episodes)
+    seeds = np.tile(asked.seed + np.arange(asked.episodes), len(asked.targets))
+    envs = stages.stage(spec, len(targets))
+    recurrent = asked.rollout == "recurrent"
+    history = History(len(targets), Recurrent.SPAN if recurrent else spec.model.context, spec.model, space)
+    player = (Recurrent if recurrent else Window)(model, history, device)
+    choose = _Chooser(spec, space)
+    returns, received = np.zeros((2, len(targets)))
+    lengths, alive = np.zeros(len(targets), np.int64), np.ones(len(targets), bool)
     was_training = model.training
     model.eval()
     try:
-        observed, _ = envs.reset(seed=[spec.evaluate.seed + index for index in range(count)])
-        for step in range(limit):
-            history.state[:, step] = normalise(observed)
-            history.rtg[:, step] = (spec.evaluate.target_return - returns) / spec.data.rtg_scale
-            predicted = player.predict(alive, step).float().cpu().numpy()
-            history.action[alive, step] = predicted.argmax(-1) if space.discrete else predicted
-            observed, reward, terminated, truncated, _ = envs.step(history.action[:, step])
+        observed = envs.reset(seeds.tolist())
+        for _ in range(asked.max_steps):
+            rtg = (targets - received) / spec.data.rtg_scale
+            history.show(rtg, observed if space.image else normalise(observed))
+            history.act(alive, choose(player.predict(alive), alive))
+            observed, reward, ended = envs.step(history.action[:, history.filled - 1])
             returns += np.where(alive, reward, 0.0)
+            received += np.clip(reward, -1.0, 1.0) if asked.rtg_decrement == "clipped" else reward
             lengths += alive
-            alive &= ~(terminated | truncated)
+            alive &= ~ended
             if not alive.any():
                 break
     finally:
         envs.close()
         model.train(was_training)
-    return Rollouts(returns, lengths)
+    return Rollouts(targets, seeds, returns, lengths)
+
+
+class _Chooser:
+    """Turns predictions into actions; chance is the same for an episode whether others have ended or not."""
+
+    def __init__(self, spec: RunSpec, space: Space) -> None:
+        self.discrete, self.sampled = space.discrete, spec.evaluate.actions == "sampled"
+        self.generator = np.random.default_rng([spec.evaluate.seed, spec.seed])
+
+    def __call__(self, predicted: Float[Tensor, "running action"], alive: np.ndarray) -> np.ndarray:
+        """(running,) choices, or (running, action) vectors."""
+        values = predicted.float().cpu().numpy()
+        if not self.discrete:
+            return values
+        if self.sampled:  # the largest of logits with Gumbel noise is a draw from their softmax
+            values = values + self.generator.gumbel(size=(len(alive), values.shape[1]))[alive]
+        chosen: np.ndarray = values.argmax(-1)
+        return chosen
+
+
+def episode_rows(spec: RunSpec, played: Rollouts) -> list[dict[str, Any]]:
+    """What :mod:`scaling.episodes` keeps of each episode, but for the run's name."""
+    env = spec.evaluate.env or ""
+    return [
+        {
+            "env": env,
+            "target": float(played.targets[index]),
+            "episode": index % spec.evaluate.episodes,
+            "seed": int(played.seeds[index]),
+            "return": float(played.returns[index]),
+            "length": int(played.lengths[index]),
+            "score": scores.normalised(env, float(played.returns[index])),
+        }
+        for index in range(len(played.returns))
+    ]
+
+
+def returns_of(spec: RunSpec, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns ``returns``, ``return_mean`` and ``score`` of a run, from the episodes of its first target."""
+    if not rows:
+        return {}
+    returns = [row["return"] for row in rows if row["target"] == spec.evaluate.targets[0]]
+    mean = float(np.mean(returns))
+    return {"return_mean": mean, "returns": returns, "score": scores.normalised(spec.evaluate.env or "", mean)}

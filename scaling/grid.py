@@ -186,6 +186,8 @@ def _typed(name: str, located: Located) -> Any:
         if value not in choices and not (value is None and type(None) in options):
             raise UserError(f"{located.where}: {name} must be one of {', '.join(choices)}: {value!r}")
         return value
+    if typing.get_origin(wanted) is tuple:
+        return _tuple(name, located)
     if float in options and type(value) is int:
         return float(value)
     if type(value) is float and not math.isfinite(value):
@@ -195,6 +197,17 @@ def _typed(name: str, located: Located) -> Any:
         kinds = " or ".join("nothing" if option is type(None) else option.__name__ for option in options)
         raise UserError(f"{located.where}: {name} must be {kinds}, not {type(value).__name__}: {value!r}{hint}")
     return value
+
+
+def _tuple(name: str, located: Located) -> tuple[Any, ...]:
+    """A list of values of one type; a single value stands for a list of one."""
+    kind = typing.get_args(fields()[name])[0]
+    items = located.value if isinstance(located.value, list) else [located]
+    values = tuple(float(v) if kind is float and type(v) is int else v for v in (item.plain() for item in items))
+    for value in values:
+        if type(value) is not kind or (kind is float and not math.isfinite(value)):
+            raise UserError(f"{located.where}: {name} must be a list of {kind.__name__}: {located.plain()!r}")
+    return values
 
 
 def _is_number_in_text(value: Any) -> bool:

@@ -5,27 +5,61 @@ from typing import Any
 
 from scaling import plug, spec as specs
 from scaling.errors import UserError
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec
+from scaling.subsets import FIXED_ORDERS
 
 COMMON: dict[str, set[str]] = {
     "model": {"kind", "width", "depth", "context", "dropout", "max_timestep"},
-    "data": {"kind", "fraction", "draw", "held_out", "rtg_scale", "starts"},
+    "data": {
+        *("kind", "fraction", "transitions", "selection", "weights", "segment", "action_noise", "reward_noise"),
+        *("held_out", "rtg_scale", "starts"),
+    },
 }
 """Fields that every kind reads."""
 
-DEFAULTS: dict[str, Any] = {"model": ModelSpec(), "data": DataSpec(), "evaluate": EvaluateSpec()}
+DEFAULTS: dict[str, Any] = {
+    "model": ModelSpec(),
+    "data": DataSpec(),
+    "train": TrainSpec(),
+    "evaluate": EvaluateSpec(),
+}
 """Parts of a spec with fields that a run may ignore."""
+
+
+WITHOUT_KIND = {
+    "evaluate": " without evaluate.env, or in the environment it names",
+    "train": " under the train.budget this sweep sets",
+}
+"""Why a field of a part that has no kind may be ignored."""
 
 
 def read_fields(spec: RunSpec) -> set[str]:
     """Dotted names of the fields that the run reads: its kinds' own; those of ``evaluate`` if there are rollouts."""
     read = {
         "model": COMMON["model"] | plug.load("models", spec.model.kind).fields(spec.model),
-        "data": COMMON["data"] | set(plug.load("datasets", spec.data.kind).FIELDS),
-        "train": {field.name for field in dataclasses.fields(spec.train)},
-        "evaluate": {"env"} if spec.evaluate.env is None else {f.name for f in dataclasses.fields(spec.evaluate)},
+        "data": COMMON["data"] | _drawn(spec.data) | set(plug.load("datasets", spec.data.kind).FIELDS),
+        "train": _train_fields(spec.train),
+        "evaluate": _evaluate_fields(spec.evaluate),
     }
     return {"seed"} | {f"{part}.{name}" for part, names in read.items() for name in names}
+
+
+def _drawn(data: DataSpec) -> set[str]:
+    """The draw, if there is anything to draw."""
+    fixed = data.selection in FIXED_ORDERS and data.segment is None and not data.degrades
+    return set() if fixed else {"draw"}
+
+
+def _train_fields(train: TrainSpec) -> set[str]:
+    unread = set() if train.budget == "convergence" else {"patience"}
+    return {field.name for field in dataclasses.fields(train)} - unread
+
+
+def _evaluate_fields(evaluate: EvaluateSpec) -> set[str]:
+    if evaluate.env is None:
+        return {"env"}
+    atari = evaluate.env.startswith("ALE/")
+    return {field.name for field in dataclasses.fields(evaluate)} - (set() if atari else {"sticky", "noops"})
 
 
 def canonical(spec: RunSpec) -> RunSpec:
@@ -63,8 +97,8 @@ def check_read(named: frozenset[str], runs: tuple[RunSpec, ...]) -> None:
     read = set().union(*(read_fields(spec) for spec in runs))
     for name in sorted(named - read):
         part = name.partition(".")[0]
-        if part == "evaluate":
-            raise UserError(f"{name} has no effect without evaluate.env; leave it out, or name an environment")
+        if part in WITHOUT_KIND:
+            raise UserError(f"{name} has no effect{WITHOUT_KIND[part]}; leave it out")
         kinds = sorted({getattr(spec, part).kind for spec in runs})
         known = sorted(field.partition(".")[2] for field in read if field.startswith(f"{part}."))
         raise UserError(

@@ -17,10 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scaling.batches import tensors
 from scaling.layers.gloma import GLoMa, LocalBranch
 from scaling.layers.mamba import Mamba
 from scaling.layers.sequence import Layer
-from scaling.players import tensors
 from scaling.train import Trained
 from scaling.windows import Batch
 
@@ -63,11 +63,10 @@ def memory(network: Trained, windows: int = 64, seed: int = 0) -> pd.DataFrame:
 def _full_windows(network: Trained, windows: int, seed: int) -> Batch:
     held_out = network.subset.held_out
     starts = held_out.draw(20 * windows, np.random.default_rng(seed))
-    batch = held_out.gather(starts, network.normalise)
-    full = np.flatnonzero(batch.mask.all(axis=1))[:windows]
+    full = starts[held_out.gather(starts, network.normalise).mask.all(axis=1)][:windows]
     if not len(full):
         raise ValueError("every window of the held-out episodes is padded: they are shorter than the context")
-    return batch.rows(full)
+    return held_out.gather(full, network.normalise)
 
 
 def _blocks(model: nn.Module) -> Iterator[tuple[int, str, int | None, Mamba]]:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from scaling.cost import Cost, cost_of
 from scaling.evaluate import check_env, check_recurrent
 from scaling.runs import Runs
-from scaling.train import Cost, cost_of, seconds_per_update
+from scaling.train import seconds_per_update
 
 Costs = dict[str, Cost]
 """Cost of each run by run_id."""

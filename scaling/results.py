@@ -50,6 +50,10 @@ COLUMNS = (
     Column("N_blocks", pa.int64(), "parameters", "parameters of the layers alone, without embeddings and head"),
     Column("D", pa.int64(), "transitions", "distinct transitions in the training subset"),
     Column("episodes", pa.int64(), "episodes", "episodes in the training subset"),
+    Column("return_quantiles", pa.list_(pa.float64()), "reward", "of the subset's returns, at 0, 1/4, 1/2, 3/4, 1"),
+    Column("return_sd", pa.float64(), "reward", "standard deviation of the subset's returns"),
+    Column("coverage", pa.float64(), "", "share of the dataset's cells of state and action that the subset visits"),
+    Column("entropy", pa.float64(), "nats", "of the subset's states and actions, from neighbours of 2,000 of them"),
     Column("updates", pa.int64(), "updates", "optimiser steps taken"),
     Column("tokens_seen", pa.int64(), "tokens", "3 x context x batch x updates, padding included"),
     Column("exposures", pa.float64(), "passes", "supervised timesteps divided by D, padding excluded"),
@@ -163,7 +167,15 @@ def read_table(path: Path) -> pa.Table:
             f"{path}: results of schema version {version}, this is version {SCHEMA_VERSION}; "
             "collect again with the runs of this version, or use the version that wrote it"
         )
-    return table
+    return _complete(table)
+
+
+def _complete(table: pa.Table) -> pa.Table:
+    """The table with every column of the schema; those that came later are empty in it."""
+    for field in SCHEMA:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def with_fields(frame: pd.DataFrame, *names: str) -> pd.DataFrame:

@@ -14,13 +14,13 @@ from scaling.identity import canonical, check_model, check_read, run_id
 from scaling.spec import RunSpec
 from scaling.store import Store
 
-DataKey = tuple[str, str, int, int, int]
-"""What decides the content of a dataset: kind, path, and what a generated task is made from."""
+DataKey = tuple[Any, ...]
+"""What decides the content of a dataset: its kind and the fields that this kind reads."""
 
 
 def _key(spec: RunSpec) -> DataKey:
-    data = spec.data
-    return data.kind, data.path, data.horizon, data.episodes, data.seed
+    fields = plug.load("datasets", spec.data.kind).FIELDS
+    return spec.data.kind, *(getattr(spec.data, name) for name in fields)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """Raised when the meaning of a field changes, so that old rows are not taken for new ones."""
 
 
@@ -117,12 +117,33 @@ class DataSpec:
     path: str = "embedded:hopper-mini-v5"
     """A file, relative to the sweep's own folder, or ``embedded:NAME`` for a dataset inside the package.
 
-    It does not enter the identity of a run, and neither does ``kind``: the content of the dataset does.
+    It does not enter the identity of a run, and neither do ``kind``, ``parts`` and ``step_limit``: the content of the
+    dataset does.
     """
+    parts: tuple[str, ...] = ()
+    """Mixtures: the paths of the datasets that are mixed."""
+    step_limit: int | None = None
+    """D4RL files without ``timeouts``: steps after which an episode was cut; left out, the environment's limit."""
     fraction: float = 1.0
     """Share of the training episodes kept. For one ``draw``, smaller subsets nest in larger ones."""
+    transitions: int | None = None
+    """Instead of a fraction: as many whole episodes as come closest to so many transitions."""
+    selection: Literal["random", "top_return", "low_return", "per_policy", "per_time"] = "random"
+    """In which order episodes enter a subset: by chance; best or worst return first; one policy after another, by
+    chance; as they were recorded."""
+    weights: tuple[float, ...] = ()
+    """Share of the subset's transitions from each policy, or part of a mixture, in the order of their numbers; a
+    fraction is then one of the largest subset that has these shares."""
     draw: int = 0
-    """Which random order of the training episodes the fraction is taken from."""
+    """Which random order of the training episodes the subset is taken from; it also chooses noise and segments."""
+    segment: int | None = None
+    """Of each training episode, only so many consecutive timesteps, at a random place, are kept; returns-to-go stay
+    those of the whole episode."""
+    action_noise: float = 0.0
+    """Standard deviation of Gaussian noise on training actions, then clipped to [-1, 1]; of choices, the probability
+    that one is replaced by a random one."""
+    reward_noise: float = 0.0
+    """Standard deviation of Gaussian noise on training rewards, hence on returns-to-go. Held-out episodes are clean."""
     held_out: float = 0.1
     """Share of all episodes that no fraction and no draw ever sees."""
     rtg_scale: float = 1000.0
@@ -139,28 +160,54 @@ class DataSpec:
     def __post_init__(self) -> None:
         _refuse(not 0 < self.fraction <= 1, f"data.fraction must lie in (0, 1]: {self.fraction}")
         _refuse(not 0 < self.held_out < 1, f"data.held_out must lie in (0, 1): {self.held_out}")
+        _refuse(
+            self.transitions is not None and (self.transitions < 1 or self.fraction != 1.0),
+            f"data.transitions must be at least 1 and stand without data.fraction: {self.transitions}, {self.fraction}",
+        )
+        _refuse(
+            bool(self.weights) and (min(self.weights) < 0 or sum(self.weights) <= 0),
+            f"data.weights must not be negative, nor all zero: {list(self.weights)}",
+        )
+        for name in ("segment", "step_limit"):
+            value = getattr(self, name)
+            _refuse(value is not None and value < 1, f"data.{name} must be at least 1: {value}")
+        for name in ("action_noise", "reward_noise"):
+            _refuse(getattr(self, name) < 0, f"data.{name} must not be negative: {getattr(self, name)}")
         _refuse(self.draw < 0, f"data.draw must not be negative: {self.draw}")
         _refuse(self.rtg_scale <= 0, f"data.rtg_scale must be positive: {self.rtg_scale}")
         _refuse(self.horizon < 1, f"data.horizon must be at least 1: {self.horizon}")
         _refuse(self.episodes < 2, f"data.episodes must be at least 2, one of them held out: {self.episodes}")
         _refuse(self.seed < 0, f"data.seed must not be negative: {self.seed}")
 
+    @property
+    def degrades(self) -> bool:
+        """Whether training data are made worse than recorded."""
+        return self.action_noise > 0 or self.reward_noise > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """How the network is trained."""
 
-    budget: Literal["updates", "epochs"] = "updates"
+    budget: Literal["updates", "epochs", "exposures", "flops", "convergence"] = "updates"
     """What ``amount`` counts.
 
     ``updates`` keeps the number of optimiser steps equal for every subset, so that data and training length are not
     confounded. In one of the ``epochs`` every possible start of a window is drawn once on average, as in the Atari
-    code of the Decision Transformer; more data then means more updates.
+    code of the Decision Transformer; one of the ``exposures`` shows every transition once on average. Of both, more
+    data then means more updates. ``flops`` gives every model the same training compute, so larger ones take fewer
+    updates. ``convergence`` takes at most ``amount`` updates and stops when the held-out loss no longer falls.
     """
     amount: float = 10000.0
+    patience: int = 3
+    """Convergence: points of the curve without a new lowest held-out loss after which training stops."""
     batch: int = 64
     """Windows per update, over all processes together."""
     learning_rate: float = 1.0e-3
+    base_width: int | None = None
+    """Width for which ``learning_rate`` holds; other widths take it times base_width / width, as maximal update
+    parametrisation does for hidden weights under Adam (Yang et al. 2021, Table 3). Left out, all widths take the same.
+    """
     warmup: float = 0.1
     """Share of the updates over which the learning rate rises linearly."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -179,11 +226,12 @@ class TrainSpec:
     def __post_init__(self) -> None:
         _refuse(self.amount <= 0, f"train.amount must be positive: {self.amount}")
         _refuse(
-            self.budget == "updates" and self.amount != int(self.amount),
+            self.budget in ("updates", "convergence") and self.amount != int(self.amount),
             f"train.amount must be a whole number of updates: {self.amount}",
         )
-        for name in ("batch", "evaluations"):
-            _refuse(getattr(self, name) < 1, f"train.{name} must be at least 1: {getattr(self, name)}")
+        for name in ("batch", "evaluations", "patience", "base_width"):
+            value = getattr(self, name)
+            _refuse(value is not None and value < 1, f"train.{name} must be at least 1: {value}")
         for name in ("learning_rate", "clip"):
             _refuse(getattr(self, name) <= 0, f"train.{name} must be positive: {getattr(self, name)}")
         _refuse(not 0 <= self.warmup <= 1, f"train.warmup must lie in [0, 1]: {self.warmup}")
@@ -196,14 +244,26 @@ class EvaluateSpec:
     """How the trained network is rolled out."""
 
     env: str | None = None
-    """Gymnasium id, for example ``Hopper-v5``, or ``own`` for the task that generated the data; without one there are
-    no rollouts."""
+    """Gymnasium id, for example ``Hopper-v5`` or ``ALE/Breakout-v5``, or ``own`` for the task that generated the data;
+    without one there are no rollouts."""
     rollout: Literal["window", "recurrent"] = "window"
     """What the network sees: the last ``context`` steps, as in training, or, of Mamba models, all steps since the
     episode began, through their recurrent state."""
     episodes: int = 10
-    target_return: float | None = None
-    """Return asked for, in the environment's own units; needed when ``env`` is given."""
+    """For each target."""
+    targets: tuple[float, ...] = ()
+    """Returns asked for, in the environment's own units; needed when ``env`` is given. The score in a run's row is that
+    of the first; the table of episodes has all."""
+    actions: Literal["greedy", "sampled"] = "greedy"
+    """Of choices: the likeliest, or one drawn from the predicted probabilities, as in the Atari codes."""
+    rtg_decrement: Literal["raw", "clipped"] = "raw"
+    """What a reward takes off the return-to-go: itself, as in the public codes, or its sign, as Atari logs keep it."""
+    sticky: float = 0.0
+    """Atari: probability that the emulator repeats the last action instead (Machado et al. 2018 recommend 0.25)."""
+    noops: int = 30
+    """Atari: largest number of idle frames with which an episode begins."""
+    max_steps: int = 27000
+    """Steps after which an episode ends at the latest; Atari's 108,000 frames by default."""
     seed: int = 0
     """First of the episodes' reset seeds, the same for every run so that runs meet the same starts."""
 
@@ -211,9 +271,13 @@ class EvaluateSpec:
         _refuse(self.seed < 0, f"evaluate.seed must not be negative: {self.seed}")
         _refuse(self.episodes < 1, f"evaluate.episodes must be at least 1: {self.episodes}")
         _refuse(
-            self.env is not None and self.target_return is None,
-            f"evaluate.target_return must be given for rollouts in {self.env}",
+            self.env is not None and not self.targets,
+            f"evaluate.targets must be given for rollouts in {self.env}: a return to ask for, or several",
         )
+        _refuse(len(set(self.targets)) < len(self.targets), f"evaluate.targets lists one twice: {list(self.targets)}")
+        _refuse(not 0 <= self.sticky < 1, f"evaluate.sticky must lie in [0, 1): {self.sticky}")
+        _refuse(self.noops < 0, f"evaluate.noops must not be negative: {self.noops}")
+        _refuse(self.max_steps < 1, f"evaluate.max_steps must be at least 1: {self.max_steps}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +304,16 @@ def from_dict(values: dict[str, Any]) -> RunSpec:
     """The inverse of :func:`to_dict`."""
     return RunSpec(
         model=ModelSpec(**values["model"]),
-        data=DataSpec(**values["data"]),
+        data=DataSpec(**_with_tuples(values["data"])),
         train=TrainSpec(**values["train"]),
-        evaluate=EvaluateSpec(**values["evaluate"]),
+        evaluate=EvaluateSpec(**_with_tuples(values["evaluate"])),
         seed=values["seed"],
     )
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def run_id(spec: RunSpec, digest: str) -> str:
@@ -252,11 +321,12 @@ def run_id(spec: RunSpec, digest: str) -> str:
 
     Args:
         spec: the run.
-        digest: content digest of its dataset; it takes the place of the dataset's kind and path.
+        digest: content digest of its dataset; it takes the place of what says where the dataset lies.
 
     """
     values = to_dict(spec)
-    del values["data"]["kind"]
+    for name in ("kind", "parts", "step_limit"):
+        del values["data"][name]
     values["data"]["path"] = digest
     values["spec_version"] = SPEC_VERSION
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

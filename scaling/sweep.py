@@ -24,12 +24,12 @@ import torch
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 
-from scaling import results
+from scaling import episodes, results
+from scaling.building import cache_folder
 from scaling.errors import Diverged, UserError
 from scaling.plan import Costs
 from scaling.runs import Runs, open_store, sign_path
 from scaling.spec import RunSpec, from_dict, to_dict
-from scaling.store import cache_folder
 from scaling.train import identity, train
 
 ATTEMPTS = 2
@@ -165,7 +165,10 @@ def _trial(config: dict[str, Any]) -> None:
         store = open_store(spec, Path(config["folder"]))
         if store.digest != config["run"]["digest"]:
             raise UserError(f"{spec.data.path} has changed since the sweep began; start the sweep again")
-        row = train(spec, store, report)
+        outcome = train(spec, store, report)
+        if outcome.episodes:
+            episodes.write(outcome.episodes, episodes.path_of(root, run_id))
+        row = outcome.row
     except (Diverged, UserError) as error:
         row = failed_row(spec, config["run"]["digest"], str(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the row says it and the sweep goes on

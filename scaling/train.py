@@ -14,15 +14,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
-from scaling import plug, provenance, results, scores, spec as specs
+from scaling import plug, provenance, results, spec as specs
+from scaling.batches import batches, resident_on
+from scaling.cost import Cost, Subset, cost_of, subset_of
+from scaling.diversity import diversity
 from scaling.errors import Diverged
-from scaling.evaluate import HeldOut, Rollouts, check_env, play, summed_loss
+from scaling.evaluate import HeldOut, check_env, episode_rows, play, returns_of, summed_loss
 from scaling.identity import canonical, check_model, run_id
 from scaling.ops.selective_scan import kernel_name
-from scaling.players import tensors
-from scaling.spec import RunSpec, Space, TrainSpec
+from scaling.optimisation import learning_rate, parameter_groups, peak_rate
+from scaling.spec import RunSpec, Space
 from scaling.store import Store
-from scaling.windows import Normaliser, Windows, check_fits, held_out_episodes, training_episodes
+from scaling.windows import Normaliser
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 """Our words for precision, and Accelerate's."""
@@ -32,72 +35,16 @@ Report = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Subset:
-    """The parts of a dataset that a run trains on and is measured on."""
+class Outcome:
+    """How a run ended."""
 
-    training: Windows
-    held_out: Windows
-    episodes: int
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run will take, known before it starts."""
-
-    parameters: dict[str, int]
-    D: int
-    episodes: int
-    updates: int
-    tokens_seen: int
-    exposures: float
-    """Expected passes over each transition of the subset."""
-    C: float
+    row: dict[str, Any]
+    episodes: list[dict[str, Any]]
+    """A row per rolled-out episode; see :mod:`scaling.episodes`."""
 
 
-def subset_of(spec: RunSpec, store: Store) -> Subset:
-    """Training and held-out windows of the run.
-
-    Raises:
-        UserError: the run does not fit the dataset.
-
-    """
-    check_fits(store, spec)
-    episodes = training_episodes(store, spec.data)
-    held_out = Windows(store, held_out_episodes(store, spec.data), spec)
-    return Subset(Windows(store, episodes, spec), held_out, len(episodes))
-
-
-def updates_of(spec: TrainSpec, starts: int) -> int:
-    """Optimiser steps that the budget amounts to, with so many places where a window may start."""
-    return int(spec.amount) if spec.budget == "updates" else math.ceil(spec.amount * starts / spec.batch)
-
-
-def cost_of(spec: RunSpec, store: Store) -> Cost:
-    """Parameters, data and compute of the run, without building it.
-
-    Raises:
-        UserError: the run does not fit the dataset, or there is no such model.
-
-    """
-    subset, space = subset_of(spec, store), store.space
-    architecture = plug.load("models", spec.model.kind)
-    updates = updates_of(spec.train, subset.training.possible)
-    windows = updates * spec.train.batch
-    tokens = 3 * spec.model.context * windows
-    forward = architecture.flops(spec.model, space, spec.model.context)
-    return Cost(
-        parameters=architecture.count(spec.model, space),
-        D=len(subset.training),
-        episodes=subset.episodes,
-        updates=updates,
-        tokens_seen=tokens,
-        exposures=windows * subset.training.mean_steps() / len(subset.training),
-        C=3.0 * forward * windows,
-    )
-
-
-def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: None) -> dict[str, Any]:
-    """Train, evaluate and return the run's row; in every process of a data-parallel group, the same row.
+def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: None) -> Outcome:
+    """Train, evaluate and return the run's rows; in every process of a data-parallel group, the same.
 
     Raises:
         Diverged: the loss stopped being finite.
@@ -108,16 +55,19 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
     space, subset = store.space, subset_of(spec, store)
     check_model(spec, space)
     check_env(spec, space)
-    cost = cost_of(spec, store)
+    cost = cost_of(spec, store, subset)
     provenance.reset_peak_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with _accelerator(spec) as accelerator:
         with _seeded(spec.seed, accelerator.process_index):
-            measured = _Training(spec, space, subset, accelerator).run(cost.updates, report)
+            training = _Training(spec, space, subset, accelerator)
+            measured = training.run(cost, report)
         kernel = kernel_name(accelerator.device.type)
         row = {"device": _device_name(accelerator), "processes": accelerator.num_processes, "kernel": kernel}
-    return {**identity(spec, store.digest), **_planned(cost), **measured, **row, "status": results.DONE}
+    known = identity(spec, store.digest)
+    played = [{"run_id": known["run_id"], **episode} for episode in training.episodes]
+    return Outcome({**known, **diversity(subset.training), **measured, **row, "status": results.DONE}, played)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +96,12 @@ def trained(spec: RunSpec, store: Store, report: Report = lambda update, loss: N
     return Trained(training.bare.eval(), subset, training.normalise)
 
 
+def converged(curve: list[dict[str, Any]], patience: int) -> bool:
+    """Whether the last ``patience`` points bring no loss lower than any before."""
+    losses = [point["loss"] for point in curve]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
 def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
     """The columns that are known before a run starts: who it is, and with what it is run."""
     spec = canonical(spec)
@@ -166,7 +122,7 @@ def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
     }
 
 
-def _planned(cost: Cost) -> dict[str, Any]:
+def _taken(cost: Cost) -> dict[str, Any]:
     names = ("D", "episodes", "updates", "tokens_seen", "C")
     return {**cost.parameters, **{name: getattr(cost, name) for name in names}}
 
@@ -203,28 +159,33 @@ class _Training:
         self.spec, self.space, self.accelerator = spec, space, accelerator
         self.windows = subset.training
         self.normalise = subset.training.normaliser()
-        self.held_out = HeldOut(subset.held_out, self.normalise, batch=4 * spec.train.batch)
+        device, whole = accelerator.device, resident_on(subset.training.store, accelerator.device)
+        unseen = resident_on(subset.held_out.store, device) if spec.data.degrades else whole
+        self.batches = batches(subset.training, self.normalise, device, whole)
+        self.held_out = HeldOut(batches(subset.held_out, self.normalise, device, unseen), 4 * spec.train.batch)
         model = plug.load("models", spec.model.kind).Model(spec.model, space)
         optimiser = torch.optim.AdamW(
             parameter_groups(model, spec.train.weight_decay),
-            lr=spec.train.learning_rate,
+            lr=peak_rate(spec.train, spec.model.width),
             betas=(0.9, spec.train.beta2),
             fused=True,
         )
         self.bare = model
         self.model, self.optimiser = accelerator.prepare(model, optimiser)
         self.supervised = 0
+        self.episodes: list[dict[str, Any]] = []
         self.seconds = {"train": 0.0, "evaluate": 0.0}
 
-    def run(self, updates: int, report: Report) -> dict[str, Any]:
+    def run(self, cost: Cost, report: Report) -> dict[str, Any]:
         """All updates, the curve along them, the rollouts at the end."""
-        curve = self.curve(updates, report)
+        curve = self.curve(cost.updates, report)
         with self._clock("evaluate"):
-            rollouts = self._rollouts()
-        return {**self._measured(curve, updates), **self._scored(rollouts)}
+            self.episodes = self._rollouts()
+        taken = cost.after(curve[-1]["update"])
+        return {**_taken(taken), **self._measured(curve, taken.updates), **returns_of(self.spec, self.episodes)}
 
     def curve(self, updates: int, report: Report) -> list[dict[str, Any]]:
-        """All updates; held-out losses along them."""
+        """Held-out losses along the updates: all of them, or as many as it takes to converge."""
         points = np.unique(np.linspace(0, updates, self.spec.train.evaluations + 1).round().astype(int))[1:]
         curve: list[dict[str, Any]] = []
         done = 0
@@ -232,12 +193,14 @@ class _Training:
             with self._clock("train"):
                 worst = self._updates(done, point, updates)
             with self._clock("evaluate"):
-                loss = self.held_out.loss(self.bare, self.accelerator.device)
+                loss = self.held_out.loss(self.bare)
             if not (math.isfinite(worst) and math.isfinite(loss)):
                 raise Diverged(f"diverged: training or held-out loss is not finite after {point} of {updates} updates")
             curve.append({"update": point, "loss": loss})
             report(point, loss)
             done = point
+            if self.spec.train.budget == "convergence" and converged(curve, self.spec.train.patience):
+                break
         return curve
 
     def _updates(self, start: int, stop: int, updates: int) -> float:
@@ -245,7 +208,7 @@ class _Training:
         total = torch.zeros((), device=self.accelerator.device)
         for update in range(start, stop):
             for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.spec.train, update, updates)
+                group["lr"] = learning_rate(self.spec.train, self.spec.model.width, update, updates)
             total += self._update(update)
         return float(total)
 
@@ -257,12 +220,9 @@ class _Training:
         """
         spec, processes = self.spec.train, self.accelerator.num_processes
         starts = self.windows.draw(spec.batch, np.random.default_rng([self.spec.seed, update]))
-        batch = self.windows.gather(starts, self.normalise)
-        steps = int(batch.mask.sum())
-        share = np.array_split(np.arange(spec.batch), processes)[self.accelerator.process_index]
-        batch = batch.rows(share)
-        rtg, state, action, timestep = tensors(batch, self.accelerator.device)
-        mask = torch.from_numpy(batch.mask).to(self.accelerator.device)
+        steps = self.windows.steps(starts)
+        share = np.array_split(starts, processes)[self.accelerator.process_index]
+        (rtg, state, action, timestep), mask = self.batches(share)
         loss = summed_loss(self.model(rtg, state, action, timestep), action, mask) * (processes / steps)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.model.parameters(), spec.clip)
@@ -271,11 +231,12 @@ class _Training:
         self.supervised += steps
         return loss.detach()
 
-    def _rollouts(self) -> Rollouts | None:
+    def _rollouts(self) -> list[dict[str, Any]]:
         if self.spec.evaluate.env is None:
-            return None
+            return []
         with self.accelerator.autocast():
-            return play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
+            played = play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device)
+        return episode_rows(self.spec, played)
 
     def _measured(self, curve: list[dict[str, Any]], updates: int) -> dict[str, Any]:
         on_gpu = self.accelerator.device.type == "cuda"
@@ -292,51 +253,24 @@ class _Training:
             "peak_memory": float(torch.cuda.max_memory_allocated()) if on_gpu else provenance.peak_memory(),
         }
 
-    def _scored(self, rollouts: Rollouts | None) -> dict[str, Any]:
-        if rollouts is None:
-            return {}
-        mean = float(rollouts.returns.mean())
-        score = scores.normalised(self.spec.evaluate.env or "", mean)
-        return {"return_mean": mean, "returns": rollouts.returns.tolist(), "score": score}
-
     def _constant_loss(self) -> float:
         """Held-out loss of predicting the subset's mean action, or its frequencies of choices, everywhere."""
-        seen, unseen = self.windows.actions(), self.held_out.windows.actions()
+        seen, unseen, count = self.windows, self.held_out.windows, self.held_out.transitions
         if self.space.discrete:
-            frequency = np.bincount(seen, minlength=self.space.action) + 1.0
-            return float(-np.log(frequency / frequency.sum())[unseen].mean())
-        return float(np.square(unseen.astype(np.float64) - seen.mean(axis=0, dtype=np.float64)).mean())
+            frequency = np.ones(self.space.action)
+            for actions in seen.actions():
+                frequency += np.bincount(actions, minlength=self.space.action)
+            surprise = -np.log(frequency / frequency.sum())
+            return float(sum(surprise[actions].sum() for actions in unseen.actions()) / count)
+        mean = sum(actions.sum(axis=0, dtype=np.float64) for actions in seen.actions()) / len(seen)
+        error = sum(np.square(actions - mean).mean(axis=1).sum() for actions in unseen.actions())
+        return float(error / count)
 
     @contextmanager
     def _clock(self, what: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         self.seconds[what] += time.perf_counter() - start
-
-
-def learning_rate(spec: TrainSpec, update: int, updates: int) -> float:
-    """Linear rise over the first ``warmup`` share of the updates, then constant, or a cosine down to a tenth."""
-    rise = max(1.0, spec.warmup * updates)
-    if update + 1 <= rise or spec.schedule == "constant":
-        return spec.learning_rate * min(1.0, (update + 1) / rise)
-    progress = (update + 1 - rise) / max(1.0, updates - rise)
-    return spec.learning_rate * max(0.1, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights of projections decay; A_log, D, norms, biases and embedding tables do not.
-
-    Mamba's authors exempt A_log and D (``_no_weight_decay``); norms, biases and tables follow minGPT.
-    """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decays: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        free = parameter.ndim < 2 or name.rsplit(".", 1)[-1] == "A_log" or id(parameter) in tables
-        (exempt if free else decays).append(parameter)
-    return [{"params": decays, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
 def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:

@@ -1,21 +1,22 @@
-"""Which episodes a run may see, and windows of them as arrays.
+"""Windows of a run's episodes as arrays.
 
 A window starts at any transition and covers ``context`` timesteps; where its episode ends sooner, the rest is padding
 on the right, marked by a mask. During a rollout the window starts at the episode's first step until it is full and
 then slides, so position p of a window means the same in training and in evaluation: p earlier steps are visible.
 """
 
-import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.spec import DataSpec, RunSpec
-from scaling.store import Store
+from scaling.spec import RunSpec
+from scaling.store import Store, groups
+from scaling.subsets import Segments
 
-SPLIT_SEED = 20240602
-"""Chooses the held-out episodes, the same for every run on a dataset."""
+PIECE = 1 << 20
+"""About how many transitions are looked at together, so that memory does not grow with the dataset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,6 @@ class Batch:
     mask: np.ndarray
     """(window, context), true where there is a transition."""
 
-    def rows(self, which: np.ndarray) -> "Batch":
-        """Some of the windows."""
-        return Batch(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
-
 
 @dataclass(frozen=True, eq=False)
 class Normaliser:
@@ -49,31 +46,6 @@ class Normaliser:
     def __call__(self, state: np.ndarray) -> np.ndarray:
         """(state - mean) / (std + 1e-6), as in the Decision Transformer's code."""
         return ((state - self.mean) / (self.std + 1e-6)).astype(np.float32)
-
-
-def held_out_episodes(store: Store, spec: DataSpec) -> np.ndarray:
-    """Episodes that no run trains on, ascending; at least one."""
-    count = len(store.terminal)
-    size = min(max(1, round(spec.held_out * count)), count - 1)
-    return np.sort(np.random.default_rng(SPLIT_SEED).permutation(count)[:size])
-
-
-def training_episodes(store: Store, spec: DataSpec) -> np.ndarray:
-    """The first ``fraction`` of the remaining episodes in the random order number ``draw``, ascending.
-
-    Raises:
-        UserError: the fraction holds no whole episode.
-
-    """
-    rest = np.setdiff1d(np.arange(len(store.terminal)), held_out_episodes(store, spec))
-    order = np.random.default_rng([SPLIT_SEED, spec.draw]).permutation(rest)
-    kept = round(spec.fraction * len(rest))
-    if kept < 1:
-        raise UserError(
-            f"data.fraction {spec.fraction:g} of {len(rest)} training episodes holds no episode; "
-            f"use at least {1 / len(rest):.2g}"
-        )
-    return np.sort(order[:kept])
 
 
 def check_fits(store: Store, spec: RunSpec) -> None:
@@ -102,37 +74,44 @@ def check_fits(store: Store, spec: RunSpec) -> None:
 class Windows:
     """Windows over some episodes of a store."""
 
-    def __init__(self, store: Store, episodes: np.ndarray, spec: RunSpec) -> None:
+    def __init__(self, store: Store, episodes: np.ndarray, spec: RunSpec, segments: Segments | None = None) -> None:
         self.store = store
         self.context, self.frames = spec.model.context, spec.model.frames
         self.rtg_scale, self.starts = spec.data.rtg_scale, spec.data.starts
-        self.lengths = store.lengths[episodes]
-        self._first = store.starts[episodes]
-        self._before = np.concatenate([[0], np.cumsum(self.lengths)])
+        self.episodes = episodes
+        if segments is None:
+            segments = np.zeros(len(episodes), np.int64), store.lengths[episodes]
+        self.skipped, self.lengths = segments
+        self.first = store.starts[episodes] + self.skipped
+        self.before = np.concatenate([[0], np.cumsum(self.lengths)])
 
     def __len__(self) -> int:
         """Number of transitions, hence of possible windows."""
-        return int(self._before[-1])
+        return int(self.before[-1])
 
     def normaliser(self) -> Normaliser:
-        """State statistics over exactly these episodes; pictures have none."""
+        """State statistics over exactly these transitions; pictures have none."""
         if self.store.image:
             return Normaliser(np.zeros(0), np.ones(0))
-        states = self.store.states[self._rows()].astype(np.float64)
-        return Normaliser(states.mean(axis=0), states.std(axis=0))
+        total = sum(self.store.states[rows].sum(axis=0, dtype=np.float64) for rows in self.rows())
+        mean = total / len(self)
+        squares = sum(np.square(self.store.states[rows] - mean).sum(axis=0) for rows in self.rows())
+        return Normaliser(mean, np.sqrt(squares / len(self)))
 
-    def actions(self) -> np.ndarray:
-        """The action of every transition of these episodes."""
-        return self.store.actions[self._rows()]
+    def actions(self) -> Iterator[np.ndarray]:
+        """The actions of these episodes, a piece at a time."""
+        return (self.store.actions[rows] for rows in self.rows())
 
-    def _rows(self) -> np.ndarray:
-        """The store's row of every transition."""
-        return np.repeat(self._first - self._before[:-1], self.lengths) + np.arange(len(self))
+    def rows(self) -> Iterator[np.ndarray]:
+        """The store's row of every transition, a piece at a time."""
+        for begin, stop in groups(self.before, PIECE):
+            lengths, before = self.lengths[begin:stop], self.before[begin:stop]
+            yield np.repeat(self.first[begin:stop] - before, lengths) + np.arange(before[0], self.before[stop])
 
     def draw(self, count: int, generator: np.random.Generator) -> np.ndarray:
         """``count`` window starts, each transition equally likely, or each episode."""
         if self.starts == "episode":
-            return self._before[generator.integers(0, len(self.lengths), count)]
+            return self.before[generator.integers(0, len(self.lengths), count)]
         return generator.integers(0, len(self), count)
 
     @property
@@ -153,17 +132,22 @@ class Windows:
         per_episode = -(-self.lengths // self.context)
         before = np.concatenate([[0], np.cumsum(per_episode)])
         within = np.arange(before[-1]) - np.repeat(before[:-1], per_episode)
-        return np.repeat(self._before[:-1], per_episode) + within * self.context
+        return np.repeat(self.before[:-1], per_episode) + within * self.context
+
+    def steps(self, starts: np.ndarray) -> int:
+        """Transitions in the windows that begin at these, padding left out."""
+        left = self.before[np.searchsorted(self.before, starts, side="right")] - starts
+        return int(np.minimum(left, self.context).sum())
 
     def gather(self, starts: np.ndarray, normalise: Normaliser) -> Batch:
         """The windows that begin at these transitions, counted within the chosen episodes."""
-        episode = np.searchsorted(self._before, starts, side="right") - 1
-        timestep = (starts - self._before[episode])[:, None] + np.arange(self.context)
-        mask = timestep < self.lengths[episode][:, None]
-        timestep = np.where(mask, timestep, 0)
-        row = self._first[episode][:, None] + timestep
+        episode = np.searchsorted(self.before, starts, side="right") - 1
+        step = (starts - self.before[episode])[:, None] + np.arange(self.context)
+        mask = step < self.lengths[episode][:, None]
+        step = np.where(mask, step, 0)
+        row = self.first[episode][:, None] + step
         if self.store.image:
-            state = self._pictures(episode, starts - self._before[episode])
+            state = self._pictures(episode, starts - self.before[episode])
         else:
             state = normalise(self.store.states[row]) * mask[..., None]
         action = self.store.actions[row]
@@ -171,7 +155,7 @@ class Windows:
             rtg=self.store.rtg[row] * mask / np.float32(self.rtg_scale),
             state=state,
             action=action * (mask if action.ndim == 2 else mask[..., None]),
-            timestep=timestep,
+            timestep=np.where(mask, self.skipped[episode][:, None] + step, 0),
             mask=mask,
         )
 
@@ -179,5 +163,5 @@ class Windows:
         """Each picture of a window once, black before the episode began and after it ended."""
         step = first[:, None] + np.arange(1 - self.frames, self.context)
         there = (step >= 0) & (step < self.lengths[episode][:, None])
-        row = self._first[episode][:, None] + np.where(there, step, 0)
+        row = self.first[episode][:, None] + np.where(there, step, 0)
         return self.store.states[row] * there[..., None, None].astype(np.uint8)

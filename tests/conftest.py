@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling.building import build_once, file_identity
+from scaling.source import Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
-from scaling.store import Episodes, Store, build_once, file_identity
+from scaling.store import Store
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -48,9 +50,9 @@ def write_hdf5(path: Path, columns: dict[str, np.ndarray], compression: str | No
     return path
 
 
-def build(path: Path, read: Callable[[Path], Episodes], cache: Path | None = None) -> Store:
+def build(path: Path, read: Callable[[Path], Source], cache: Path | None = None) -> Store:
     """The store of a file."""
-    return build_once(file_identity(path), lambda: read(path), cache)
+    return build_once(lambda: file_identity(path), lambda: read(path), cache)
 
 
 @pytest.fixture

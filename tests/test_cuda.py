@@ -52,9 +52,9 @@ def test_a_run_on_a_gpu_learns_and_says_which_kernel_it_used(precision, tmp_path
         data=DataSpec(kind="tmaze", horizon=5, episodes=200, starts="episode", rtg_scale=1.0),
         train=TrainSpec(amount=200.0, batch=32, learning_rate=5e-3, evaluations=4, precision=precision),
     )
-    row = train.train(spec, tmaze.open(spec.data, tmp_path))
+    row = train.train(spec, tmaze.open(spec.data, tmp_path)).row
     assert row["loss"] < row["loss_constant"]
     assert row["kernel"] == kernel_name("cuda")
     assert row["peak_memory"] > 0
-    again = train.train(dataclasses.replace(spec, seed=1), tmaze.open(spec.data, tmp_path))
+    again = train.train(dataclasses.replace(spec, seed=1), tmaze.open(spec.data, tmp_path)).row
     assert again["loss"] != row["loss"]

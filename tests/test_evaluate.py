@@ -13,12 +13,13 @@ from scaling.errors import UserError
 from scaling.evaluate import HeldOut, check_env, play
 from scaling.layers.sequence import RecurrentModel
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
-from scaling.windows import Windows, held_out_episodes, training_episodes
+from scaling.subsets import held_out_episodes, training_episodes
+from scaling.windows import Windows
 
 HOPPER = Space(state=11, action=3)
 SPEC = RunSpec(
     model=ModelSpec(width=16, depth=1, context=5, subsequence=2, dropout=0.1),
-    evaluate=EvaluateSpec(env="Hopper-v5", episodes=3, target_return=3000.0, seed=7),
+    evaluate=EvaluateSpec(env="Hopper-v5", episodes=3, targets=(3000.0,), seed=7),
 )
 CPU = torch.device("cpu")
 
@@ -47,7 +48,7 @@ def slow_rollout(network, spec: RunSpec, normalise, seed: int) -> tuple[float, i
     network.eval()
     for step in range(spec.model.max_timestep):
         states.append(normalise(observed))
-        rtgs.append((spec.evaluate.target_return - total) / spec.data.rtg_scale)
+        rtgs.append((spec.evaluate.targets[0] - total) / spec.data.rtg_scale)
         actions.append(np.zeros(3, np.float32))
         last = slice(-spec.model.context, None)
         first = max(0, step + 1 - spec.model.context)
@@ -122,7 +123,7 @@ def test_a_generated_task_is_played_on_its_own_environment(rollout):
     spec = RunSpec(
         model=ModelSpec(kind="dmamba", context=6, width=8, depth=1),
         data=DataSpec(kind="tmaze", horizon=6),
-        evaluate=EvaluateSpec(env="own", target_return=1.0, episodes=20, rollout=rollout),
+        evaluate=EvaluateSpec(env="own", targets=(1.0,), episodes=20, rollout=rollout),
     )
     space = Space(state=3, action=3, discrete=True)
     check_env(spec, space)
@@ -191,7 +192,7 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
 )
 def test_an_environment_that_does_not_fit_is_refused(env, space, said):
     with pytest.raises(UserError, match=said):
-        check_env(RunSpec(evaluate=EvaluateSpec(env=env, target_return=1.0)), space)
+        check_env(RunSpec(evaluate=EvaluateSpec(env=env, targets=(1.0,))), space)
 
 
 def test_scores_run_from_the_random_to_the_expert_return():

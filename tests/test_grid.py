@@ -77,7 +77,7 @@ skip:
         ("base: {data: {fraction: 1.5}}", r"data.fraction must lie in \(0, 1\]: 1.5"),
         ("base: {train: {budget: steps}}", "train.budget must be one of updates, epochs: 'steps'"),
         ("base: {train: {amount: 2.5}}", "train.amount must be a whole number of updates: 2.5"),
-        ("base: {evaluate: {env: Hopper-v5}}", "evaluate.target_return must be given"),
+        ("base: {evaluate: {env: Hopper-v5}}", "evaluate.targets must be given"),
         ("base: {evaluate: {env: 3}}", "evaluate.env must be str or nothing, not int: 3"),
         ("base: {model: 3}", "base.model must be a mapping"),
         ("axes: {model.width: 16}", "the axis model.width must be a list of values: 16"),

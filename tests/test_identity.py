@@ -107,7 +107,7 @@ def another(name: str, value: object) -> object:
 @pytest.mark.parametrize("kind", plug.names("models"))
 def test_every_field_that_a_run_reads_tells_runs_apart(kind):
     model = ModelSpec(kind=kind, overlap=1, fusion="sum")
-    spec = RunSpec(model=model, evaluate=EvaluateSpec(env="Hopper-v5", target_return=3000.0))
+    spec = RunSpec(model=model, evaluate=EvaluateSpec(env="Hopper-v5", targets=(3000.0,)))
     for name in read_fields(spec) - {"model.kind", "data.path", "data.kind", "evaluate.env"}:
         part, _, leaf = name.rpartition(".")
         owner = getattr(spec, part) if part else spec

@@ -101,7 +101,7 @@ def test_the_trained_network_is_that_of_the_row():
     store = tmaze.open(SPEC.data, None)
     curve = []
     found = train.trained(SPEC, store, lambda update, loss: curve.append(loss))
-    assert curve[-1] == train.train(SPEC, store)["loss"]
+    assert curve[-1] == train.train(SPEC, store).row["loss"]
     assert not found.model.training
     assert sum(isinstance(module, Layer) for module in found.model.modules()) == 2
 

@@ -6,7 +6,8 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium
 
 from scaling.datasets import local, tmaze
 from scaling.spec import DataSpec, RunSpec
-from scaling.windows import Windows, training_episodes
+from scaling.subsets import training_episodes
+from scaling.windows import Windows
 
 TASKS = {"tmaze": tmaze, "local": local}
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import plug, results, train as training
+from scaling import cost, plug, results, train as training
 from scaling.errors import Diverged
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
@@ -43,12 +43,12 @@ def test_the_same_spec_gives_the_same_row_and_leaves_the_global_generator_alone(
     spec, folder = data
     store = open_store(spec, folder)
     before = torch.random.get_rng_state()
-    first = training.train(spec, store)
+    first = training.train(spec, store).row
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(99)
     other = dataclasses.replace(spec, seed=5)
-    different = training.train(other, store)
-    again = training.train(spec, store)
+    different = training.train(other, store).row
+    again = training.train(spec, store).row
     assert repeatable(first) == repeatable(again)
     assert different["loss"] != first["loss"]
 
@@ -56,8 +56,8 @@ def test_the_same_spec_gives_the_same_row_and_leaves_the_global_generator_alone(
 def test_a_row_says_what_was_done(data):
     spec, folder = data
     store = open_store(spec, folder)
-    row = training.train(spec, store)
-    subset = training.subset_of(spec, store)
+    row = training.train(spec, store).row
+    subset = cost.subset_of(spec, store)
     assert row["status"] == "done"
     assert row["D"] == len(subset.training)
     assert row["held_out"] + row["D"] == len(store.states)
@@ -66,7 +66,7 @@ def test_a_row_says_what_was_done(data):
     assert [point["update"] for point in row["curve"]] == [4, 8, 12]
     assert row["loss"] == row["curve"][-1]["loss"]
     assert row["loss_best"] == min(point["loss"] for point in row["curve"])
-    assert row["exposures"] == pytest.approx(training.cost_of(spec, store).exposures, rel=0.1)
+    assert row["exposures"] == pytest.approx(cost.cost_of(spec, store).exposures, rel=0.1)
     assert set(row) <= set(results.SCHEMA.names)
     assert row["C"] == 3 * plug.load("models", "mambadm").flops(spec.model, Space(state=4, action=2), 6) * 8 * 12
 
@@ -74,16 +74,16 @@ def test_a_row_says_what_was_done(data):
 def test_training_beats_the_best_constant_prediction(data):
     spec, folder = data
     spec = dataclasses.replace(spec, train=TrainSpec(amount=150.0, batch=16, evaluations=3, learning_rate=3e-3))
-    row = training.train(spec, open_store(spec, folder))
+    row = training.train(spec, open_store(spec, folder)).row
     assert row["loss_best"] < 0.5 * row["loss_constant"]
 
 
 def test_constant_loss_is_the_error_of_the_training_mean(data):
     spec, folder = data
     store = open_store(spec, folder)
-    subset = training.subset_of(spec, store)
+    subset = cost.subset_of(spec, store)
     expected = np.square(subset.held_out.actions() - subset.training.actions().mean(0)).mean()
-    assert training.train(spec, store)["loss_constant"] == pytest.approx(expected, rel=1e-5)
+    assert training.train(spec, store).row["loss_constant"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_that_diverges_says_so(data):
@@ -135,7 +135,7 @@ def test_discrete_actions_are_trained_with_cross_entropy(tmp_path, data):
     choices = (np.asarray(store.actions[:, 0]) > 0).astype(np.int64) + (np.asarray(store.actions[:, 1]) > 0)
     store = dataclasses.replace(store, actions=choices)
     spec = dataclasses.replace(spec, train=TrainSpec(amount=150.0, batch=16, evaluations=2, learning_rate=3e-3))
-    row = training.train(spec, store)
+    row = training.train(spec, store).row
     assert row["loss_best"] < 0.8 * row["loss_constant"] < math.log(3)
 
 
@@ -143,8 +143,8 @@ def test_discrete_actions_are_trained_with_cross_entropy(tmp_path, data):
 def test_bf16_trains_with_the_scan_in_single_precision(data, kind):
     spec, folder = of_kind(data[0], kind), data[1]
     store = open_store(spec, folder)
-    full = training.train(spec, store)
-    half = training.train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, precision="bf16")), store)
+    full = training.train(spec, store).row
+    half = training.train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, precision="bf16")), store).row
     assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
     assert half["loss"] != full["loss"]
 
@@ -156,7 +156,7 @@ from scaling import train
 from scaling.runs import open_store
 from scaling.spec import from_dict
 spec = from_dict(json.loads(Path(sys.argv[1]).read_text()))
-row = train.train(spec, open_store(spec, Path(sys.argv[2])))
+row = train.train(spec, open_store(spec, Path(sys.argv[2]))).row
 import torch.distributed as dist
 if not dist.is_initialized() or dist.get_rank() == 0:
     Path(sys.argv[3]).write_text(json.dumps({k: row[k] for k in ("curve", "processes", "exposures")}))
@@ -177,7 +177,7 @@ def test_two_processes_give_the_losses_of_one(data, kind):
     arguments = [str(folder / name) for name in ("run.py", "spec.json")] + [str(folder), str(folder / "out.json")]
     subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=120)
     shared = json.loads((folder / "out.json").read_text())
-    alone = training.train(spec, open_store(spec, folder))
+    alone = training.train(spec, open_store(spec, folder)).row
     assert shared["processes"] == 2
     assert shared["exposures"] == alone["exposures"]
     for one, other in zip(shared["curve"], alone["curve"], strict=True):
@@ -186,7 +186,7 @@ def test_two_processes_give_the_losses_of_one(data, kind):
 
 def test_an_environment_of_another_shape_is_refused_before_training(data):
     spec, folder = data
-    spec = dataclasses.replace(spec, evaluate=EvaluateSpec(env="Hopper-v5", target_return=1.0))
+    spec = dataclasses.replace(spec, evaluate=EvaluateSpec(env="Hopper-v5", targets=(1.0,)))
     from scaling.errors import UserError
 
     with pytest.raises(

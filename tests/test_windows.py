@@ -5,11 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
+from scaling.building import build_once
 from scaling.datasets import d4rl
 from scaling.errors import UserError
+from scaling.source import TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec, Space
-from scaling.store import Episodes, Store, build_once
-from scaling.windows import Windows, check_fits, held_out_episodes, training_episodes
+from scaling.store import Store
+from scaling.subsets import held_out_episodes, training_episodes
+from scaling.windows import Windows, check_fits
 
 from conftest import build, make_columns, write_hdf5
 
@@ -95,7 +98,7 @@ def test_tiles_cover_every_transition_once(store):
     batch = windows.gather(windows.tiles(), windows.normaliser())
     assert batch.mask.sum() == len(windows) == store.lengths[episodes].sum()
     seen = batch.action[batch.mask]
-    np.testing.assert_array_equal(seen, windows.actions())
+    np.testing.assert_array_equal(seen, np.concatenate(list(windows.actions())))
 
 
 def test_states_are_normalised_by_the_training_subset_alone(store):
@@ -120,15 +123,13 @@ def pictures(tmp_path) -> Store:
     """Episodes of 5, 2 and 9 pictures; the value of every pixel is the number of its transition, plus one."""
     rows = 16
     numbers = np.arange(1, rows + 1, dtype=np.uint8)
-    episodes = Episodes(
+    piece = Piece(
         states=np.broadcast_to(numbers[:, None, None], (rows, 84, 84)).copy(),
         actions=np.arange(rows) % 4,
         rewards=np.ones(rows, np.float32),
-        starts=np.array([0, 5, 7, 16]),
-        terminal=np.ones(3, bool),
-        about={},
+        ends=np.isin(np.arange(rows), [4, 6, 15]).astype(np.uint8) * TERMINAL,
     )
-    return build_once("pictures", lambda: episodes, tmp_path)
+    return build_once(lambda: "pictures", lambda: Source("pictures", [piece]), tmp_path)
 
 
 def test_pictures_come_once_each_black_outside_their_episode(pictures):

@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 import gymnasium
 import numpy as np
 
+from scaling.building import build_once
+from scaling.source import INSIDE, TERMINAL, Piece, Source
 from scaling.spec import DataSpec
-from scaling.store import Episodes, Store, build_once
+from scaling.store import Store
 
 TASK_VERSION = 2
 """Raised when any task changes, so that old stores are not taken for new ones."""
@@ -31,14 +33,14 @@ class Task(gymnasium.Env[np.ndarray, np.int64], ABC):
 def record(task: Task, name: str, spec: DataSpec) -> Store:
     """The store of ``spec.episodes`` episodes of the task's expert, each reset with a number drawn from the seed."""
     identity = f"{name}|{TASK_VERSION}|{spec.horizon}|{spec.episodes}|{spec.seed}"
-    return build_once(identity, lambda: _play(task, spec))
+    return build_once(lambda: identity, lambda: _play(task, spec))
 
 
-def _play(task: Task, spec: DataSpec) -> Episodes:
+def _play(task: Task, spec: DataSpec) -> Source:
     states: list[np.ndarray] = []
     actions: list[int] = []
     rewards: list[float] = []
-    starts = [0]
+    ends: list[int] = []
     for seed in np.random.SeedSequence(spec.seed).generate_state(spec.episodes).tolist():
         state, _ = task.reset(seed=seed)
         over = False
@@ -48,12 +50,12 @@ def _play(task: Task, spec: DataSpec) -> Episodes:
             state, reward, terminated, truncated, _ = task.step(np.int64(actions[-1]))
             rewards.append(float(reward))
             over = terminated or truncated
-        starts.append(len(actions))
-    return Episodes(
+            ends.append(TERMINAL if over else INSIDE)
+    piece = Piece(
         states=np.array(states, np.float32),
         actions=np.array(actions, np.int64),
         rewards=np.array(rewards, np.float32),
-        starts=np.array(starts, np.int64),
-        terminal=np.ones(spec.episodes, bool),
-        about={"env_id": None, "task": type(task).__name__, "choices": int(Task.action_space.n)},
+        ends=np.array(ends, np.uint8),
     )
+    name = type(task).__name__
+    return Source(name, [piece], {"env_id": None, "task": name, "choices": int(Task.action_space.n)})

@@ -1,27 +1,52 @@
 """Episodes from an HDF5 file in the D4RL layout (Fu et al. 2020; flat arrays in time order, no episode index).
 
 An episode ends where ``terminals`` or ``timeouts`` is true. A timeout is not a terminal: the episode was cut by a
-limit. Rows after the last end belong to an unfinished episode and are left out, as in the Decision Transformer's
-conversion script; the store's manifest counts them.
+limit. Older files have no ``timeouts``: there an episode also ends after ``data.step_limit`` steps, by default the
+limit of the environment that the file names, as in d4rl's ``qlearning_dataset``. Rows after the last end belong to an
+unfinished episode and are left out, as in the Decision Transformer's conversion script; the store's manifest counts
+them. A ``policies`` array, if there is one, numbers the policies that acted.
 """
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+import gymnasium
 import h5py
 import numpy as np
 
+from scaling.building import build_once, file_identity
+from scaling.downloads import d4rl_file
 from scaling.errors import UserError
+from scaling.source import (
+    INSIDE,
+    TERMINAL,
+    TIMEOUT,
+    Piece,
+    Source,
+    actions_of,
+    checked,
+    reward_of,
+    rows_at_once,
+    states_of,
+)
 from scaling.spec import DataSpec
-from scaling.store import Episodes, Store, build_once, file_identity
+from scaling.store import Store
 
-FIELDS = ("path",)
-EMBEDDED = "embedded:"
+FIELDS = ("path", "step_limit")
+EMBEDDED, REMOTE = "embedded:", "d4rl:"
 REQUIRED = ("observations", "actions", "rewards", "terminals")
+OPTIONAL = ("timeouts", "policies")
+MAGIC = b"\x89HDF\r\n\x1a\n"
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is HDF5."""
+    return path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC
 
 
 def locate(path: str, folder: Path) -> Path:
-    """The file that a sweep in ``folder`` means by ``path``.
+    """The file that a sweep in ``folder`` means by ``path``; one of D4RL's own is downloaded.
 
     Raises:
         UserError: there is no such file.
@@ -34,9 +59,14 @@ def locate(path: str, folder: Path) -> Path:
         if name not in known:
             raise UserError(f"there is no embedded dataset {name!r}; known: {', '.join(EMBEDDED + k for k in known)}")
         return assets / f"{name}.hdf5"
+    if path.startswith(REMOTE):
+        return d4rl_file(path.removeprefix(REMOTE))
     file = folder / Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"data.path: no such file: {file}; give a D4RL HDF5 file or {EMBEDDED}hopper-mini-v5")
+        raise UserError(
+            f"data.path: no such file: {file}; give a D4RL HDF5 file, {REMOTE}hopper-medium-v2 to download one, or "
+            f"{EMBEDDED}hopper-mini-v5"
+        )
     return file
 
 
@@ -48,72 +78,112 @@ def open(spec: DataSpec, folder: Path) -> Store:
 
     """
     path = locate(spec.path, folder)
-    return build_once(file_identity(path), lambda: read(path))
+    limit = spec.step_limit
+    return build_once(lambda: f"{file_identity(path)}|{limit}", lambda: read(path, limit))
 
 
-def read(path: Path) -> Episodes:
-    """All finished episodes of the file, checked."""
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in REQUIRED if key not in file]
-            if missing:
-                raise UserError(f"{path}: missing {', '.join(missing)}; a D4RL file needs {', '.join(REQUIRED)}")
-            odd = [key for key in (*REQUIRED, "timeouts") if key in file and not _is_numbers(file[key])]
-            if odd:
-                raise UserError(f"{path}: {odd[0]} is not an array of numbers")
-            columns = {key: file[key][()] for key in (*REQUIRED, "timeouts") if key in file}
-            env_id = file.attrs.get("env_id")
-    except OSError as error:
-        raise UserError(f"{path}: not a complete HDF5 file ({error}); copy or download it again") from error
-    if "timeouts" not in columns:
-        raise UserError(
-            f"{path}: there is no 'timeouts', so episodes that a time limit cut cannot be told apart; "
-            "add a bool array that is true on the last row of each such episode"
+def read(path: Path, step_limit: int | None = None) -> Source:
+    """The transitions of the file, checked as they are read."""
+    with _Opened(path) as file:
+        _check(path, file)
+        env_id = file.attrs.get("env_id")
+        env_id = None if env_id is None else str(env_id)
+        limit = step_limit if "timeouts" not in file or step_limit else None
+        if "timeouts" not in file and limit is None:
+            limit = _limit_of(env_id, path)
+    return Source(str(path), _pieces(path, limit), {"env_id": env_id})
+
+
+class _Opened:
+    """The file, with damage told as such."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> h5py.File:
+        try:
+            self.file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise self._damaged(error) from error
+        return self.file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.file.close()
+        if isinstance(error, OSError | RuntimeError | KeyError | ValueError):
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: BaseException) -> UserError:
+        said = " ".join(str(error).split())
+        return UserError(
+            f"{self.path}: not a complete HDF5 file ({said}); copy or download it again, or wait for its writer"
         )
-    _check(path, columns)
-    return _cut(path, columns, str(env_id) if env_id is not None else None)
 
 
-def _is_numbers(item: h5py.Dataset | h5py.Group) -> bool:
-    return isinstance(item, h5py.Dataset) and item.dtype.kind in "fiub"
-
-
-def _check(path: Path, columns: dict[str, np.ndarray]) -> None:
-    rows = len(columns["observations"])
-    for key, array in columns.items():
-        dimensions = 2 if key in ("observations", "actions") else 1
-        if array.ndim != dimensions or len(array) != rows:
+def _check(path: Path, file: h5py.File) -> None:
+    missing = [key for key in REQUIRED if key not in file]
+    if missing:
+        if "episode_0" in file:
+            raise UserError(f"{path} belongs to a Minari dataset: use data.kind minari and the folder above 'data'")
+        raise UserError(f"{path}: missing {', '.join(missing)}; a D4RL file needs {', '.join(REQUIRED)}")
+    present = [key for key in (*REQUIRED, *OPTIONAL) if key in file]
+    for key in present:
+        if not isinstance(file[key], h5py.Dataset) or file[key].dtype.kind not in "fiub":
+            raise UserError(f"{path}: {key} is not an array of numbers")
+    rows = len(file["observations"]) if file["observations"].ndim else 0
+    for key in present:
+        wanted = {"observations": (2, 3), "actions": (1, 2)}.get(key, (1,))
+        if file[key].ndim not in wanted or len(file[key]) != rows:
             raise UserError(
-                f"{path}: {key} has shape {array.shape}; expected {dimensions} dimension(s) "
+                f"{path}: {key} has shape {file[key].shape}; expected {' or '.join(map(str, wanted))} dimension(s) "
                 f"and {rows} rows, as observations"
             )
-    for key in ("observations", "actions", "rewards"):
-        finite = np.isfinite(columns[key]).reshape(rows, -1).all(axis=1)
-        if not finite.all():
-            raise UserError(
-                f"{path}: {key} holds NaN or infinity in {np.count_nonzero(~finite)} of {rows} rows, "
-                f"first in row {int(np.argmin(finite))}; repair or remove those episodes"
-            )
-    largest = float(np.abs(columns["actions"]).max(initial=0.0))
-    if largest > 1.0 + 1e-5:
-        raise UserError(f"{path}: actions reach {largest:g}; scale them to [-1, 1], the range of the action head")
 
 
-def _cut(path: Path, columns: dict[str, np.ndarray], env_id: str | None) -> Episodes:
-    terminals = columns["terminals"].astype(bool)
-    last = np.flatnonzero(terminals | columns["timeouts"].astype(bool))
-    if len(last) < 2:
+def _limit_of(env_id: str | None, path: Path) -> int:
+    try:
+        limit = gymnasium.spec(env_id).max_episode_steps if env_id else None
+    except gymnasium.error.Error:
+        limit = None
+    if limit is None:
         raise UserError(
-            f"{path}: {len(last)} finished episode(s) in {len(terminals)} rows; at least 2 are needed, "
-            "one to train on and one to hold out"
+            f"{path}: there is no 'timeouts', so episodes that a time limit cut cannot be told apart, and the file "
+            "names no environment with a limit; give data.step_limit, 1000 for Gym MuJoCo"
         )
-    starts = np.concatenate([[0], last + 1]).astype(np.int64)
-    stop = int(starts[-1])
-    return Episodes(
-        states=columns["observations"][:stop].astype(np.float32),
-        actions=columns["actions"][:stop].astype(np.float32),
-        rewards=columns["rewards"][:stop].astype(np.float32),
-        starts=starts,
-        terminal=terminals[last],
-        about={"env_id": env_id, "transitions_after_last_end": len(terminals) - stop},
-    )
+    return limit
+
+
+def _pieces(path: Path, limit: int | None) -> Iterator[Piece]:
+    with _Opened(path) as file:
+        observations = file["observations"]
+        rows = len(observations)
+        row_bytes = sum(int(np.prod(file[key].shape[1:])) * file[key].dtype.itemsize for key in REQUIRED)
+        step = rows_at_once(row_bytes, observations.chunks[0] if observations.chunks else 1)
+        since = 0
+        for first in range(0, rows, step):
+            columns = {key: file[key][first : first + step] for key in (*REQUIRED, *OPTIONAL) if key in file}
+            ends, since = _ends(columns, limit, since)
+            piece = Piece(
+                states_of(columns["observations"], str(path)),
+                actions_of(columns["actions"], str(path)),
+                reward_of(columns["rewards"], str(path)),
+                ends,
+                columns["policies"].astype(np.int32) if "policies" in columns else None,
+            )
+            yield checked(piece, str(path), first)
+
+
+def _ends(columns: dict[str, np.ndarray], limit: int | None, since: int) -> tuple[np.ndarray, int]:
+    """What follows each row, and how many rows of an episode are under way after the last."""
+    terminals = columns["terminals"].astype(bool)
+    ends = np.full(len(terminals), INSIDE, np.uint8)
+    if "timeouts" in columns:
+        ends[columns["timeouts"].astype(bool)] = TIMEOUT
+    ends[terminals] = TERMINAL
+    stops = np.flatnonzero(ends != INSIDE)
+    if limit is not None:
+        begins = np.concatenate([[-since], stops + 1])
+        for begin, stop in zip(begins.tolist(), [*stops.tolist(), len(ends)], strict=True):
+            cut = np.arange(begin + limit - 1, stop, limit)
+            ends[cut[cut >= 0]] = TIMEOUT
+        stops = np.flatnonzero(ends != INSIDE)
+    return ends, len(ends) - 1 - int(stops[-1]) if len(stops) else since + len(ends)

@@ -10,25 +10,27 @@ terminal, whose episode did not end. Pictures are streamed, so a file never lies
 
 import gzip
 import re
-import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scaling.building import build_once, file_identity
 from scaling.errors import UserError
 from scaling.layers.conv_encoder import SIDE
+from scaling.source import INSIDE, TERMINAL, Piece, Source, checked
 from scaling.spec import DataSpec
-from scaling.store import Episodes, Store, build_once, cache_folder, file_identity
+from scaling.store import Store
 
 FIELDS = ("path",)
 PARTS = ("observation", "action", "reward", "terminal")
 PADDING = 3
 """Black rows before every episode: the other pictures of its first stack of four."""
-CHUNK = 4096
+CHUNK = 2048
 """Pictures read at once."""
 
 
@@ -42,6 +44,11 @@ class _Log:
     terminal: np.ndarray
 
 
+def recognises(path: Path) -> bool:
+    """Whether the folder holds such files."""
+    return path.is_dir() and any(path.glob("$store$_observation_ckpt.*.gz"))
+
+
 def open(spec: DataSpec, folder: Path) -> Store:
     """The dataset of a sweep whose file lies in ``folder``.
 
@@ -50,32 +57,36 @@ def open(spec: DataSpec, folder: Path) -> Store:
 
     """
     place = folder / Path(spec.path).expanduser()
-    numbers = _numbers(place)
-    identity = "|".join(file_identity(_file(place, part, number)) for number in numbers for part in PARTS)
-    return build_once(f"dqn_replay|{identity}", lambda: read(place))
+    return build_once(lambda: "dqn_replay|" + "|".join(map(file_identity, _files(place))), lambda: read(place))
 
 
-def read(place: Path) -> Episodes:
-    """All whole episodes of the folder."""
-    logs = [_log(place, number) for number in _numbers(place)]
-    kept = [_whole_episodes(log) for log in logs]
-    starts, rows = [0], [np.flatnonzero(inside) for inside, _ in kept]
-    for _, lengths in kept:
-        starts += (starts[-1] + np.cumsum(lengths)).tolist()
-    if len(starts) < 3:
-        raise UserError(f"{place}: {len(starts) - 1} whole episode(s); at least 2 are needed, one to hold out")
-    actions = np.concatenate([log.action[row] for log, row in zip(logs, rows, strict=True)]).astype(np.int64)
-    if actions.min() < 0:
-        raise UserError(f"{place}: actions reach {actions.min()}; they must be numbers of choices, from 0 on")
-    total = sum(len(log.terminal) for log in logs)
-    return Episodes(
-        states=_pictures(logs, rows),
-        actions=actions,
-        rewards=np.concatenate([log.reward[row] for log, row in zip(logs, rows, strict=True)]).astype(np.float32),
-        starts=np.array(starts, np.int64),
-        terminal=np.ones(len(starts) - 1, bool),
-        about={"env_id": None, "rows_left_out": total - starts[-1]},
-    )
+def read(place: Path) -> Source:
+    """All whole episodes of the folder; ``about`` counts what is left out, as it is read."""
+    about: dict[str, Any] = {"env_id": None, "rows_left_out": 0}
+    return Source(str(place), _pieces(place, about), about)
+
+
+def _files(place: Path) -> list[Path]:
+    return [_file(place, part, number) for number in _numbers(place) for part in PARTS]
+
+
+def _pieces(place: Path, about: dict[str, Any]) -> Iterator[Piece]:
+    for number in _numbers(place):
+        log = _log(place, number)
+        inside, ends = _whole_episodes(log)
+        about["rows_left_out"] += int(np.count_nonzero(~inside))
+        first = 0
+        for pictures in _chunks(log.observation):
+            rows = slice(first, first + len(pictures))
+            kept = inside[rows]
+            piece = Piece(
+                pictures[kept],
+                log.action[rows][kept].astype(np.int64),
+                log.reward[rows][kept].astype(np.float32),
+                ends[rows][kept],
+            )
+            yield checked(piece, str(_file(place, "action", number)), first)
+            first += len(pictures)
 
 
 def _numbers(place: Path) -> list[int]:
@@ -150,12 +161,12 @@ def _chunks(path: Path) -> Iterator[np.ndarray]:
         file.read()
 
 
-def _whole_episodes(log: _Log) -> tuple[np.ndarray, list[int]]:
-    """Which rows belong to whole episodes, and the lengths of those."""
-    black = np.concatenate([~chunk.any(axis=(1, 2)) for chunk in _chunks(log.observation)])
+def _whole_episodes(log: _Log) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows belong to whole episodes, and what follows each row."""
+    black = np.concatenate([~chunk.any(axis=(1, 2)) for chunk in _chunks(log.observation)] or [np.zeros(0, bool)])
     padding = black & (log.action == 0) & (log.reward == 0)
     inside = np.zeros(len(black), bool)
-    lengths = []
+    ends = np.full(len(black), INSIDE, np.uint8)
     first = 0
     for last in np.flatnonzero(log.terminal[:-1]).tolist():
         begin = first
@@ -163,24 +174,6 @@ def _whole_episodes(log: _Log) -> tuple[np.ndarray, list[int]]:
             begin += 1
         if first > 0 or begin == PADDING:  # else it began in another file
             inside[begin : last + 1] = True
-            lengths.append(last + 1 - begin)
+            ends[last] = TERMINAL
         first = last + 1
-    return inside, lengths
-
-
-def _pictures(logs: list[_Log], rows: list[np.ndarray]) -> np.ndarray:
-    """The chosen pictures of all logs, in a nameless file that is gone with the array."""
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    shape = (sum(map(len, rows)), SIDE, SIDE)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        pictures = np.memmap(file, np.uint8, "w+", shape=shape)
-    written = 0
-    for log, row in zip(logs, rows, strict=True):
-        before = 0
-        for chunk in _chunks(log.observation):
-            chosen = row[(row >= before) & (row < before + len(chunk))] - before
-            pictures[written : written + len(chosen)] = chunk[chosen]
-            written += len(chosen)
-            before += len(chunk)
-    return pictures
+    return inside, ends

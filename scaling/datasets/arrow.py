@@ -1,0 +1,178 @@
+"""Episodes from one's own logs, a row per step in a Parquet or Arrow file, or in a folder of such files by name.
+
+    episode      whole number or text; the rows of an episode stand together, in time order
+    observation  list of numbers, equally long in every row
+    action       list of numbers in [-1, 1], or a whole number from 0 on for choices
+    reward       number
+    terminal     true where the environment ended the episode; the last row of one that a limit cut has false
+
+Two more columns may be there: ``timestep``, which must then count up by one within an episode, and ``policy``, a whole
+number that says who acted.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scaling.building import build_once, file_identity
+from scaling.errors import UserError
+from scaling.source import (
+    INSIDE,
+    TERMINAL,
+    TIMEOUT,
+    Piece,
+    Source,
+    actions_of,
+    checked,
+    reward_of,
+    rows_at_once,
+    states_of,
+)
+from scaling.spec import DataSpec
+from scaling.store import Store
+
+FIELDS = ("path",)
+NEEDED = ("episode", "observation", "action", "reward", "terminal")
+OPTIONAL = ("timestep", "policy")
+SUFFIXES = (".parquet", ".arrow", ".feather")
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is such a file, or a folder of them."""
+    return path.suffix in SUFFIXES if path.is_file() else any(_files(path))
+
+
+def open(spec: DataSpec, folder: Path) -> Store:
+    """The dataset of a sweep whose file lies in ``folder``.
+
+    Raises:
+        UserError: there is no file, a column is missing or of the wrong type, or time does not go on.
+
+    """
+    path = folder / Path(spec.path).expanduser()
+    if not path.exists():
+        raise UserError(f"data.path: no such file or folder: {path}; give a {' or '.join(SUFFIXES)} file")
+    return build_once(lambda: f"arrow|{'|'.join(map(file_identity, _files(path)))}", lambda: read(path))
+
+
+def read(path: Path) -> Source:
+    """The transitions of all files, checked as they are read."""
+    files = _files(path)
+    if not files:
+        raise UserError(f"{path}: no file that ends in {', '.join(SUFFIXES)}")
+    return Source(str(path), _pieces(files, str(path)), {"env_id": None})
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.glob("*") if file.suffix in SUFFIXES)
+
+
+def _pieces(files: list[Path], name: str) -> Iterator[Piece]:
+    """Each row's end is known from the next row, so one row is held back."""
+    held: pa.RecordBatch | None = None
+    seen: set[object] = set()
+    first = 0
+    for file in files:
+        for batch in _batches(file):
+            if held is not None and held.schema != batch.schema:
+                raise UserError(f"{file}: its columns or their types differ from those of the file before it")
+            table = pa.Table.from_batches([batch] if held is None else [held, batch]).combine_chunks()
+            whole = table.to_batches()[0]
+            held = whole.slice(len(whole) - 1)
+            if len(whole) > 1:
+                yield _piece(whole, name, first, seen, last=False)
+                first += len(whole) - 1
+    if held is not None:
+        yield _piece(held, name, first, seen, last=True)
+
+
+def _batches(file: Path) -> Iterator[pa.RecordBatch]:
+    try:
+        if file.suffix == ".parquet":
+            with pq.ParquetFile(file) as parquet:
+                names = _columns(file, parquet.schema_arrow)
+                rows = max(1, parquet.metadata.num_rows)
+                size = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)) // rows
+                yield from (b for b in parquet.iter_batches(rows_at_once(4 * size), columns=names) if len(b))
+        else:
+            with pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as reader:
+                names = _columns(file, reader.schema)
+                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+                yield from (b.select(names) for b in batches if len(b))
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{file}: not a whole {file.suffix} file ({said}); copy or write it again") from error
+
+
+def _columns(file: Path, schema: pa.Schema) -> list[str]:
+    missing = [name for name in NEEDED if name not in schema.names]
+    if missing:
+        raise UserError(f"{file}: no column {', '.join(missing)}; expected {', '.join(NEEDED)}")
+    return [name for name in (*NEEDED, *OPTIONAL) if name in schema.names]
+
+
+def _piece(batch: pa.RecordBatch, name: str, first: int, seen: set[object], *, last: bool) -> Piece:
+    """The rows of a batch, but the last one unless nothing follows it."""
+    for column in batch.schema.names:
+        if batch[column].null_count:
+            row = first + int(np.argmax(batch[column].is_null().to_numpy(zero_copy_only=False)))
+            raise UserError(f"{name}: {column} is missing in row {row}")
+    rows = len(batch) if last else len(batch) - 1
+    episode = batch["episode"].to_numpy(zero_copy_only=False)
+    changes = np.ones(rows, bool)
+    changes[: len(episode) - 1] = episode[1 : rows + 1] != episode[: min(rows, len(episode) - 1)]
+    _refuse_scattered(episode[:rows][changes], name, seen)
+    if "timestep" in batch.schema.names:
+        _refuse_jumps(batch["timestep"].to_numpy(zero_copy_only=False), changes, name, first)
+    terminal = _numbers(batch["terminal"], name).astype(bool)[:rows]
+    if (terminal & ~changes).any():
+        row = first + int(np.argmax(terminal & ~changes))
+        raise UserError(f"{name}: terminal is true in row {row}, and episode {episode[row - first]!r} goes on after it")
+    ends = np.where(changes, np.where(terminal, TERMINAL, TIMEOUT), INSIDE).astype(np.uint8)
+    policies = _numbers(batch["policy"], name)[:rows].astype(np.int32) if "policy" in batch.schema.names else None
+    piece = Piece(
+        states_of(_numbers(batch["observation"], name)[:rows], name),
+        actions_of(_numbers(batch["action"], name)[:rows], name),
+        reward_of(_numbers(batch["reward"], name)[:rows], name),
+        ends,
+        policies,
+    )
+    return checked(piece, name, first)
+
+
+def _refuse_scattered(ended: np.ndarray, name: str, seen: set[object]) -> None:
+    for episode in ended.tolist():
+        if episode in seen:
+            raise UserError(f"{name}: the rows of episode {episode!r} do not stand together; sort by episode and time")
+        seen.add(episode)
+
+
+def _refuse_jumps(timestep: np.ndarray, changes: np.ndarray, name: str, first: int) -> None:
+    inside = np.flatnonzero(~changes[: len(timestep) - 1])
+    jumps = inside[timestep[inside + 1] != timestep[inside] + 1]
+    if len(jumps):
+        row = int(jumps[0])
+        raise UserError(
+            f"{name}: timestep goes from {timestep[row]} to {timestep[row + 1]} after row {first + row}; it must count "
+            "up by one within an episode"
+        )
+
+
+def _numbers(column: pa.Array, name: str) -> np.ndarray:
+    """A column as an array; lists become rows."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        flat = column.flatten()
+        lengths = (
+            np.full(len(column), column.type.list_size)
+            if pa.types.is_fixed_size_list(column.type)
+            else column.value_lengths().to_numpy()
+        )
+        if len(set(lengths.tolist())) > 1:
+            raise UserError(
+                f"{name}: lists of one column have {lengths.min()} to {lengths.max()} numbers; all must have as many"
+            )
+        return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,70 @@
+"""Several datasets as one; each part counts as a policy, by which ``data.weights`` and ``data.selection`` know it.
+
+``data.parts`` lists what would stand as ``data.path``; the kind of each is recognised.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scaling.building import build_once
+from scaling.errors import UserError
+from scaling.recognise import open_path
+from scaling.source import INSIDE, TERMINAL, TIMEOUT, Piece, Source, rows_at_once
+from scaling.spec import DataSpec
+from scaling.store import Store, groups
+
+FIELDS = ("parts",)
+
+
+def open(spec: DataSpec, folder: Path) -> Store:
+    """The dataset of a sweep whose file lies in ``folder``.
+
+    Raises:
+        UserError: fewer than two parts, one that cannot be used, or parts of different shapes.
+
+    """
+    if len(spec.parts) < 2:
+        raise UserError(f"data.parts must name at least two datasets to mix: {list(spec.parts)}")
+    stores = [open_path(part, folder) for part in spec.parts]
+    _refuse_unlike(stores, spec.parts)
+    return build_once(lambda: "mixture|" + "|".join(store.digest for store in stores), lambda: read(stores, spec.parts))
+
+
+def read(stores: list[Store], parts: tuple[str, ...]) -> Source:
+    """The transitions of one part after the other."""
+    env_ids = {store.about.get("env_id") for store in stores}
+    about = {"env_id": env_ids.pop() if len(env_ids) == 1 else None, "policies": list(parts)}
+    if stores[0].discrete:
+        about["choices"] = max(store.action_size for store in stores)
+    pieces = (piece for number, store in enumerate(stores) for piece in pieces_of(store, number))
+    return Source(" + ".join(parts), pieces, about)
+
+
+def pieces_of(store: Store, policy: int | None = None) -> Iterator[Piece]:
+    """The transitions of a store, all by one policy, or as the store says."""
+    size = rows_at_once(store.states[:1].nbytes + store.actions[:1].nbytes)
+    for first, stop in groups(store.starts, size):
+        rows = slice(store.starts[first], store.starts[stop])
+        ends = np.full(store.starts[stop] - store.starts[first], INSIDE, np.uint8)
+        last = store.starts[first + 1 : stop + 1] - 1 - store.starts[first]
+        ends[last] = np.where(store.terminal[first:stop], TERMINAL, TIMEOUT)
+        labels = None
+        if policy is not None:
+            labels = np.full(len(ends), policy, np.int32)
+        elif store.policies is not None:
+            labels = np.repeat(store.policies[first:stop], store.lengths[first:stop])
+        yield Piece(store.states[rows], store.actions[rows], store.rewards[rows], ends, labels)
+
+
+def _refuse_unlike(stores: list[Store], parts: tuple[str, ...]) -> None:
+    def shape(store: Store) -> tuple[object, ...]:
+        return store.states.shape[1:], store.states.dtype, store.actions.shape[1:], store.actions.dtype
+
+    for store, part in zip(stores[1:], parts[1:], strict=True):
+        if shape(store) != shape(stores[0]):
+            raise UserError(
+                f"data.parts: {part} has states {shape(store)[0]} and actions {shape(store)[2]}; {parts[0]} has "
+                f"{shape(stores[0])[0]} and {shape(stores[0])[2]}"
+            )

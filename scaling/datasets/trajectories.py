@@ -1,0 +1,86 @@
+"""Episodes from the pickled trajectories of the Decision Transformer's Gym code (Chen et al. 2021).
+
+The file is a pickled list of dicts, one per episode, with ``observations``, ``actions``, ``rewards`` and
+``terminals`` (gym/data/download_d4rl_datasets.py). A pickle may hold any program: only NumPy arrays and plain values
+are taken out of it, and anything else is refused unread.
+"""
+
+import io
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scaling.building import build_once, file_identity
+from scaling.errors import UserError
+from scaling.source import Episode, Source, packed
+from scaling.spec import DataSpec
+from scaling.store import Store
+
+FIELDS = ("path",)
+NEEDED = ("observations", "actions", "rewards", "terminals")
+HARMLESS = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.numeric", "_frombuffer"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("_codecs", "encode"),
+}
+"""What a pickled array is made of."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """The class or function, if it only makes arrays."""
+        if (module, name) not in HARMLESS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def recognises(path: Path) -> bool:
+    """Whether the file is a pickle."""
+    return path.is_file() and path.suffix in (".pkl", ".pickle")
+
+
+def open(spec: DataSpec, folder: Path) -> Store:
+    """The dataset of a sweep whose file lies in ``folder``.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds something else.
+
+    """
+    path = folder / Path(spec.path).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.path: no such file: {path}; give a pickle of the Decision Transformer's Gym code")
+    return build_once(lambda: f"trajectories|{file_identity(path)}", lambda: read(path))
+
+
+def read(path: Path) -> Source:
+    """All episodes of the file, which a pickle only gives at once."""
+    try:
+        episodes = _Unpickler(io.BytesIO(path.read_bytes())).load()
+    except Exception as error:
+        raise UserError(f"{path}: not a pickled list of trajectories ({' '.join(str(error).split())})") from error
+    if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
+        raise UserError(f"{path}: holds {type(episodes).__name__}; expected a list of dicts with {', '.join(NEEDED)}")
+    return Source(str(path), packed(_episodes(episodes, path), str(path)), {"env_id": None})
+
+
+def _episodes(episodes: list[dict[str, Any]], path: Path) -> Iterator[Episode]:
+    for number, episode in enumerate(episodes):
+        missing = [key for key in NEEDED if key not in episode]
+        if missing:
+            raise UserError(f"{path}: episode {number} has no {', '.join(missing)}; expected {', '.join(NEEDED)}")
+        observations, actions, rewards, terminals = (np.asarray(episode[key]) for key in NEEDED)
+        if terminals.shape != rewards.shape:
+            raise UserError(
+                f"{path}: episode {number} has rewards of shape {rewards.shape} and terminals of {terminals.shape}; "
+                "expected one each per step"
+            )
+        yield Episode(observations, actions, rewards, terminal=bool(len(terminals) and terminals[-1]))
