@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from scaling.building import build_once, file_identity
-from scaling.source import Source
+from scaling.source import TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 from scaling.store import Store
 
@@ -63,6 +63,20 @@ def columns() -> dict[str, np.ndarray]:
 @pytest.fixture
 def hdf5(tmp_path: Path, columns: dict[str, np.ndarray]) -> Path:
     return write_hdf5(tmp_path / "small.hdf5", columns)
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Store:
+    """Episodes of 5, 2 and 9 pictures; the value of every pixel is the number of its transition, plus one."""
+    rows = 16
+    numbers = np.arange(1, rows + 1, dtype=np.uint8)
+    piece = Piece(
+        states=np.broadcast_to(numbers[:, None, None], (rows, 84, 84)).copy(),
+        actions=np.arange(rows) % 4,
+        rewards=np.ones(rows, np.float32),
+        ends=np.isin(np.arange(rows), [4, 6, 15]).astype(np.uint8) * TERMINAL,
+    )
+    return build_once(lambda: "pictures", lambda: Source("pictures", [piece]), tmp_path)
 
 
 def loss_world(noise: float, seed: int = 0, seeds: int = 2, law: Callable | None = None) -> pd.DataFrame:

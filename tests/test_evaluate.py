@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import plug, scores
+from scaling import plug, scores, stages
+from scaling.batches import HostBatches
 from scaling.datasets import d4rl
 from scaling.errors import UserError
-from scaling.evaluate import HeldOut, check_env, play
+from scaling.evaluate import HeldOut, check_env, episode_rows, play, returns_of
 from scaling.layers.sequence import RecurrentModel
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.subsets import held_out_episodes, training_episodes
@@ -21,6 +22,7 @@ SPEC = RunSpec(
     model=ModelSpec(width=16, depth=1, context=5, subsequence=2, dropout=0.1),
     evaluate=EvaluateSpec(env="Hopper-v5", episodes=3, targets=(3000.0,), seed=7),
 )
+SCREEN = Space(state=84, action=4, discrete=True, image=True)
 CPU = torch.device("cpu")
 
 
@@ -147,17 +149,17 @@ def test_a_network_without_a_recurrent_form_cannot_be_played_so(changes, said):
         check_env(spec, HOPPER)
 
 
-def test_the_table_of_timesteps_limits_an_episode(normalise):
-    short = RunSpec(
-        model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=SPEC.evaluate
-    )
-    assert play(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [6, 6, 6]
+def test_an_episode_goes_on_beyond_the_table_of_timesteps_until_its_limit(normalise):
+    limited = dataclasses.replace(SPEC.evaluate, max_steps=9)
+    short = RunSpec(model=ModelSpec(width=16, depth=1, context=5, max_timestep=6, subsequence=2), evaluate=limited)
+    assert play(model(short), short, HOPPER, normalise, CPU).lengths.tolist() == [9, 9, 9]
 
 
 def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, normalise):
     windows = Windows(store, held_out_episodes(store, DataSpec(held_out=0.02)), SPEC)
     network = model()
-    losses = [HeldOut(windows, normalise, batch).loss(network, CPU) for batch in (1, 17, 10_000)]
+    batches = HostBatches(windows, normalise, CPU)
+    losses = [HeldOut(batches, size).loss(network) for size in (1, 17, 10_000)]
     np.testing.assert_allclose(losses, losses[0], rtol=1e-6)
     network.eval()
     total, count = 0.0, 0
@@ -186,7 +188,10 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
             r"actions Discrete\(2\); the dataset has \(4,\) and 3",
         ),
         ("own", HOPPER, "evaluate.env own is for generated data, and data.kind is d4rl: name a Gymnasium id"),
-        ("ALE/Breakout-v5", Space(state=84, action=4, image=True), "rollouts on pictures are not supported"),
+        ("ALE/Breakout-v5", HOPPER, "ALE/Breakout-v5 does not show what the dataset does, vectors"),
+        ("Hopper-v5", SCREEN, "Hopper-v5 does not show what the dataset does, pictures"),
+        ("ALE/Brekout-v5", SCREEN, r"no such game \(did you mean 'breakout'\?\)"),
+        ("ALE/Pong-v5", SCREEN, r"actions Discrete\(6\); the dataset has \(84, 84\) and 4"),
         ("Pendulum-v1", Space(state=3, action=1), r"between \[-2.\] and \[2.\]; only \[-1, 1\] is supported"),
     ],
 )
@@ -200,3 +205,100 @@ def test_scores_run_from_the_random_to_the_expert_return():
     assert scores.normalised("Hopper-v2", 3234.3) == pytest.approx(100.0)
     assert scores.normalised("HalfCheetah-v4", 12135.0) == pytest.approx(100.0)
     assert scores.normalised("CartPole-v1", 5.0) is None
+
+
+def test_every_target_meets_the_same_starts_and_is_played_as_if_alone(normalise):
+    network = model()
+    both = dataclasses.replace(SPEC, evaluate=dataclasses.replace(SPEC.evaluate, targets=(3000.0, -500.0)))
+    played = play(network, both, HOPPER, normalise, CPU)
+    assert played.targets.tolist() == [3000.0] * 3 + [-500.0] * 3
+    assert played.seeds.tolist() == [7, 8, 9] * 2
+    for target, rows in ((3000.0, slice(0, 3)), (-500.0, slice(3, 6))):
+        alone = dataclasses.replace(SPEC, evaluate=dataclasses.replace(SPEC.evaluate, targets=(target,)))
+        np.testing.assert_allclose(
+            played.returns[rows], play(network, alone, HOPPER, normalise, CPU).returns, rtol=1e-3
+        )
+    rows = episode_rows(both, played)
+    assert [row["episode"] for row in rows] == [0, 1, 2] * 2
+    assert returns_of(both, rows)["returns"] == played.returns[:3].tolist()
+    assert returns_of(both, rows)["return_mean"] == pytest.approx(played.returns[:3].mean())
+
+
+class Silent(torch.nn.Module):
+    """Predicts the same for ever and keeps what it was asked."""
+
+    def __init__(self, values: list[float]) -> None:
+        super().__init__()
+        self.values, self.asked = torch.tensor(values), []
+
+    def forward(self, rtg, state, action, timestep):
+        self.asked.append((rtg, state, timestep))
+        return self.values.expand(*rtg.shape, -1)
+
+
+def on_pong(**changes) -> RunSpec:
+    asked = {"env": "ALE/Pong-v5", "targets": (20.0,), "episodes": 2, "max_steps": 120, "seed": 3, **changes}
+    return RunSpec(
+        model=ModelSpec(context=3, frames=4, max_timestep=50, encoder="conv", subsequence=1),
+        data=DataSpec(rtg_scale=2.0),
+        evaluate=EvaluateSpec(**asked),
+    )
+
+
+PONG = Space(state=84, action=6, discrete=True, image=True)
+
+
+def test_games_are_played_on_the_emulators_own_frames():
+    """An idle player of Pong loses points; its return-to-go grows as they are taken off."""
+    network = Silent([9.0, 0, 0, 0, 0, 0])
+    played = play(network, on_pong(), PONG, None, CPU)
+    assert played.lengths.tolist() == [120, 120]
+    assert (played.returns < 0).all()
+    rtg, pictures, timestep = network.asked[-1]
+    assert pictures.shape == (2, 6, 84, 84)
+    assert pictures.dtype == torch.uint8
+    assert rtg[:, -1].tolist() == ((20.0 - played.returns) / 2.0).tolist()
+    assert timestep[0].tolist() == [49, 49, 49]  # the table of timesteps is shorter than the game
+    first = network.asked[0][1]
+    assert first.shape == (2, 4, 84, 84)
+    assert not first[:, :3].any()  # black before the game began
+    assert first[:, 3].any()
+    np.testing.assert_array_equal(network.asked[1][1][:, 3], first[:, 3])
+    np.testing.assert_array_equal(network.asked[-2][1][:, 1:], pictures[:, :-1])
+
+
+def test_sticky_actions_idle_starts_and_drawn_choices_change_games_and_seeds_repeat_them():
+    network = Silent([0.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    plain = play(network, on_pong(actions="sampled", noops=0), PONG, None, CPU).returns
+    for changes in ({"sticky": 0.5}, {"noops": 30}, {"actions": "greedy"}, {"seed": 9}):
+        spec = on_pong(**{"actions": "sampled", "noops": 0, "max_steps": 400, **changes})
+        network.asked.clear()
+        play(network, spec, PONG, None, CPU)
+        last = network.asked[-1][1]
+        network.asked.clear()
+        play(network, on_pong(actions="sampled", noops=0, max_steps=400), PONG, None, CPU)
+        assert not torch.equal(last, network.asked[-1][1]), changes
+    again = play(network, on_pong(actions="sampled", noops=0), PONG, None, CPU).returns
+    np.testing.assert_array_equal(plain, again)
+
+
+def test_a_clipped_decrement_counts_points_as_the_log_did(monkeypatch):
+    class Generous:
+        def reset(self, seeds):
+            return np.zeros((len(seeds), 2), np.float32)
+
+        def step(self, actions):
+            count = len(actions)
+            return np.zeros((count, 2), np.float32), np.full(count, 7.0), np.zeros(count, bool)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(stages, "stage", lambda spec, count: Generous())
+    for decrement, last in (("raw", 100.0 - 4 * 7.0), ("clipped", 100.0 - 4 * 1.0)):
+        asked = EvaluateSpec(env="x", targets=(100.0,), episodes=1, max_steps=5, rtg_decrement=decrement)
+        spec = RunSpec(model=ModelSpec(context=2), data=DataSpec(rtg_scale=1.0), evaluate=asked)
+        network = Silent([0.0])
+        played = play(network, spec, Space(state=2, action=1), lambda state: state, CPU)
+        assert network.asked[-1][0][0, -1] == last
+        assert played.returns.tolist() == [35.0]

@@ -5,12 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from scaling.building import build_once
 from scaling.datasets import d4rl
 from scaling.errors import UserError
-from scaling.source import TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec, Space
-from scaling.store import Store
 from scaling.subsets import held_out_episodes, training_episodes
 from scaling.windows import Windows, check_fits
 
@@ -116,20 +113,6 @@ def test_every_transition_is_drawn_equally_often_and_by_the_generator_alone(stor
     assert abs(counts.mean() - 200) < 1e-9
     assert counts.std() < 1.15 * np.sqrt(200)
     np.testing.assert_array_equal(windows.draw(9, np.random.default_rng(5)), windows.draw(9, np.random.default_rng(5)))
-
-
-@pytest.fixture
-def pictures(tmp_path) -> Store:
-    """Episodes of 5, 2 and 9 pictures; the value of every pixel is the number of its transition, plus one."""
-    rows = 16
-    numbers = np.arange(1, rows + 1, dtype=np.uint8)
-    piece = Piece(
-        states=np.broadcast_to(numbers[:, None, None], (rows, 84, 84)).copy(),
-        actions=np.arange(rows) % 4,
-        rewards=np.ones(rows, np.float32),
-        ends=np.isin(np.arange(rows), [4, 6, 15]).astype(np.uint8) * TERMINAL,
-    )
-    return build_once(lambda: "pictures", lambda: Source("pictures", [piece]), tmp_path)
 
 
 def test_pictures_come_once_each_black_outside_their_episode(pictures):
