@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,31 @@ HASHED = ("states", "actions", "rewards", "starts", "terminal", "policies")
 BLOCK = 16 << 20
 """Bytes read at once for the digest."""
 
+_ELSEWHERE: ContextVar[Path | None] = ContextVar("elsewhere", default=None)
+
 GROUP = 1 << 22
 """About how many transitions are summed to returns at once."""
 
 
 def cache_folder() -> Path:
     """Where stores are kept: ``$SCALING_CACHE``, else ``scaling`` in the user's cache folder."""
+    if elsewhere := _ELSEWHERE.get():
+        return elsewhere
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scaling"
     return Path(os.environ.get("SCALING_CACHE", default))
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Builds every store anew, in a folder beside the others that is gone afterwards."""
+    place = cache_folder()
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fresh-", dir=place) as folder:
+        token = _ELSEWHERE.set(Path(folder))
+        try:
+            yield
+        finally:
+            _ELSEWHERE.reset(token)
 
 
 def file_identity(source: Path) -> str:

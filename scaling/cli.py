@@ -11,7 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scaling import __version__, grid, results
+from scaling import __version__, episodes, grid, results, tuning
+from scaling.data_verbs import data_group
 from scaling.decision_verbs import DECISION_VERBS
 from scaling.errors import UserError
 from scaling.fit_verbs import FIT_VERBS
@@ -127,6 +128,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
     if runs.sweep.question:
         console.print(f"Question: {runs.sweep.question}", highlight=False)
     console.print(table)
+    _show_confounding(console, costs)
     left = sum(seconds[name] for name in waiting)
     slots = max(1, (cpus or available_cpus()) // threads)
     total = sum(cost.C for cost in costs.values())
@@ -134,6 +136,21 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         f"{len(runs.specs)} runs, C = {total:.2e} FLOPs in all; {len(waiting)} to do: about "
         f"{duration(left / min(slots, max(1, len(waiting))))} on this machine, {slots} at a time, without rollouts"
     )
+
+
+def _show_confounding(console: Console, costs: dict[str, Any]) -> None:
+    """What moves together in this sweep, so that no fit can tell it apart."""
+    from scaling import confounding  # optional extra: train
+
+    names, found = confounding.correlations(costs)
+    if len(names) < 2:
+        return
+    table = Table("log", *names, title="correlations over the runs")
+    for name, row in zip(names, found, strict=True):
+        table.add_row(name, *(f"{value:.2f}" for value in row))
+    console.print(table)
+    for line in confounding.warnings(names, found):
+        console.print(f"warning: {line}", highlight=False)
 
 
 @main.command("run")
@@ -236,7 +253,7 @@ def _seconds_left(runs: Runs, rows: dict[str, dict[str, Any]], left: list[str]) 
 @click.option("--out", type=PATH, help="Where the table goes.  [default: results/NAME.parquet]")
 @click.option("--mixed-code", is_flag=True, help="Allow rows from different commits in one table.")
 def collect_verb(sweep: Path, root: Path, out: Path | None, mixed_code: bool) -> None:
-    """Put the rows of SWEEP into one Parquet table, failed runs included."""
+    """Put the rows of SWEEP into one Parquet table, failed runs included, and their rolled-out episodes beside it."""
     runs = identify(grid.read(sweep))
     table = results.collect(root, list(runs.specs))
     if not table.num_rows:
@@ -247,9 +264,16 @@ def collect_verb(sweep: Path, root: Path, out: Path | None, mixed_code: bool) ->
             f"the rows were made by different code ({', '.join(commit[:12] for commit in commits)}); "
             "remove the older runs, or accept the mixture with --mixed-code"
         )
+    if runs.sweep.tuned:
+        table = tuning.mark(table, runs.sweep.tuned)
     out = out or Path("results") / f"{runs.sweep.name}.parquet"
+    played = episodes.collect(root, list(runs.specs))
+    if played.num_rows:
+        results.write_table(played, episodes.beside(out))
     results.write_table(table, out)
     click.echo(f"{table.num_rows} of {len(runs.specs)} runs -> {out}")
+    if played.num_rows:
+        click.echo(f"{played.num_rows:,} episodes -> {episodes.beside(out)}")
 
 
 def available_cpus() -> int:
@@ -257,7 +281,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-for verb in (*FIT_VERBS, *DECISION_VERBS):
+for verb in (*FIT_VERBS, *DECISION_VERBS, data_group):
     main.add_command(verb)
 
 

@@ -78,6 +78,9 @@ def prepare(table: Table | pd.DataFrame, loss: str, inputs: tuple[str, ...], clu
     if "status" in frame and (frame["status"] == "failed").any():
         refused["failed run"] = int((frame["status"] == "failed").sum())
         frame = frame[frame["status"] != "failed"]
+    if "tuned" in frame and frame["tuned"].eq(False).any():
+        refused["setting that was not the best for its model"] = int(frame["tuned"].eq(False).sum())
+        frame = frame[~frame["tuned"].eq(False)]
     frame = frame.reset_index(drop=True)
     if "fraction" in frame and not _is_share_of_data(frame):
         frame = frame.drop(columns="fraction")

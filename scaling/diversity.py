@@ -43,6 +43,19 @@ def diversity(windows: Windows) -> dict[str, Any]:
     }
 
 
+def coverage(store: Store) -> tuple[int, int]:
+    """Cells that the dataset visits, and how many there are."""
+    return _Scale(store).occupied, BINS**DIRECTIONS
+
+
+def projection(store: Store, most: int) -> np.ndarray:
+    """(transition, direction) where some of the dataset's transitions lie along the directions of the grid."""
+    rows = np.random.default_rng(SEED).choice(len(store.rewards), min(most, len(store.rewards)), replace=False)
+    scale = _Scale(store)
+    along: np.ndarray = scale.points(np.sort(rows)) @ scale.directions
+    return along
+
+
 def knn_entropy(points: np.ndarray, neighbours: int) -> float | None:
     """Differential entropy of the points' distribution in nats, from distances to near neighbours.
 

@@ -8,6 +8,7 @@
       data.draw, seed: [[0, 0], [1, 1]]     # fields that move together, as one axis
     skip:                         # cells to leave out
       - {model.width: 32, data.fraction: 1.0}
+    tuned: [train.learning_rate]  # axes of which each model keeps the best value; optional
 
 A field takes its value from the axes, else from ``base``, else from the default in :mod:`scaling.spec`.
 """
@@ -29,7 +30,7 @@ from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec
 from scaling.yaml_values import Located
 
 PARTS: dict[str, type] = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec, "evaluate": EvaluateSpec}
-TOP = ("name", "question", "base", "axes", "skip")
+TOP = ("name", "question", "base", "axes", "skip", "tuned")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Sweep:
     runs: tuple[RunSpec, ...]
     named: frozenset[str]
     """Dotted names of the fields that the file sets."""
+    tuned: tuple[str, ...] = ()
+    """Axes that are there to find each model's best value; see :mod:`scaling.tuning`."""
 
 
 def read(path: Path) -> Sweep:
@@ -73,7 +76,17 @@ def read(path: Path) -> Sweep:
         path.resolve().parent,
         tuple(_run({**base, **cell}, path) for cell in kept),
         frozenset(base).union(*cells),
+        _tuned(top, [name for axis in axes for name, _ in axis[0]]),
     )
+
+
+def _tuned(top: dict[str, Located], moving: list[str]) -> tuple[str, ...]:
+    if "tuned" not in top:
+        return ()
+    names = top["tuned"].plain()
+    if not isinstance(names, list) or not names or not set(names) <= set(moving):
+        raise UserError(f"{top['tuned'].where}: tuned must list axes of this sweep, {', '.join(moving)}: {names!r}")
+    return tuple(names)
 
 
 Values = dict[str, Any]

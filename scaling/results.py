@@ -61,6 +61,7 @@ COLUMNS = (
     Column("loss", pa.float64(), "", "held-out action loss after the last update"),
     Column("loss_best", pa.float64(), "", "lowest held-out action loss on the run's curve"),
     Column("loss_constant", pa.float64(), "", "held-out loss of the best constant prediction on the training subset"),
+    Column("tuned", pa.bool_(), "", "has its model's best values of what is tuned; empty where nothing is"),
     Column("curve", CURVE, "", "held-out action loss along training"),
     Column("held_out", pa.int64(), "transitions", "held-out transitions behind each loss"),
     Column("score", pa.float64(), "%", "mean return, D4RL-normalised with the v2 reference scores"),
@@ -181,11 +182,13 @@ def _complete(table: pa.Table) -> pa.Table:
 def with_fields(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
     """The table with fields of the runs' specs as columns, called by their dotted names, such as ``model.dt_init``."""
     specs = [json.loads(spec) for spec in frame["spec"]]
-    columns = {}
-    for name in names:
-        part, _, leaf = name.rpartition(".")
-        columns[name] = [(spec[part] if part else spec)[leaf] for spec in specs]
-    return frame.assign(**columns)
+    return frame.assign(**{name: [field_of(spec, name) for spec in specs] for name in names})
+
+
+def field_of(spec: dict[str, Any], name: str) -> Any:
+    """The value of a field in a spec as plain values, by its dotted name."""
+    part, _, leaf = name.rpartition(".")
+    return (spec[part] if part else spec)[leaf]
 
 
 def read_frame(path: Path) -> pd.DataFrame:

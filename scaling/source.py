@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import UserError
+from scaling.store import Store, groups
 
 PIECE_BYTES = 16 << 20
 """About how much a reader holds at once."""
@@ -87,6 +88,22 @@ def _refuse_large(actions: np.ndarray, name: str, first: int) -> None:
             f"{name}: actions reach {size.max():g}, beyond [-1, 1] first in row {row}; "
             "scale them to [-1, 1], the range of the action head"
         )
+
+
+def pieces_of(store: Store, policy: int | None = None) -> Iterator[Piece]:
+    """The transitions of a store, all by one policy, or as the store says."""
+    size = rows_at_once(store.states[:1].nbytes + store.actions[:1].nbytes)
+    for first, stop in groups(store.starts, size):
+        rows = slice(store.starts[first], store.starts[stop])
+        ends = np.full(store.starts[stop] - store.starts[first], INSIDE, np.uint8)
+        last = store.starts[first + 1 : stop + 1] - 1 - store.starts[first]
+        ends[last] = np.where(store.terminal[first:stop], TERMINAL, TIMEOUT)
+        labels = None
+        if policy is not None:
+            labels = np.full(len(ends), policy, np.int32)
+        elif store.policies is not None:
+            labels = np.repeat(store.policies[first:stop], store.lengths[first:stop])
+        yield Piece(store.states[rows], store.actions[rows], store.rewards[rows], ends, labels)
 
 
 @dataclass(frozen=True, eq=False)

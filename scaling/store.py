@@ -40,6 +40,8 @@ class Store:
     """Content hash of states, actions, rewards and episode ends; independent of file names and compression."""
     about: dict[str, Any]
     """What the reader noticed: counts of rows left out, the environment's id where the file names it."""
+    folder: Path
+    """Where the arrays lie."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -114,4 +116,4 @@ def open_store(folder: Path) -> Store:
             f"{folder}: a store of version {version}, this is version {STORE_VERSION}; "
             "make it again with 'scaling data convert'"
         )
-    return Store(**arrays, digest=digest, about=about)
+    return Store(**arrays, digest=digest, about=about, folder=folder)

@@ -3,17 +3,14 @@
 ``data.parts`` lists what would stand as ``data.path``; the kind of each is recognised.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import numpy as np
 
 from scaling.building import build_once
 from scaling.errors import UserError
 from scaling.recognise import open_path
-from scaling.source import INSIDE, TERMINAL, TIMEOUT, Piece, Source, rows_at_once
+from scaling.source import Source, pieces_of
 from scaling.spec import DataSpec
-from scaling.store import Store, groups
+from scaling.store import Store
 
 FIELDS = ("parts",)
 
@@ -40,22 +37,6 @@ def read(stores: list[Store], parts: tuple[str, ...]) -> Source:
         about["choices"] = max(store.action_size for store in stores)
     pieces = (piece for number, store in enumerate(stores) for piece in pieces_of(store, number))
     return Source(" + ".join(parts), pieces, about)
-
-
-def pieces_of(store: Store, policy: int | None = None) -> Iterator[Piece]:
-    """The transitions of a store, all by one policy, or as the store says."""
-    size = rows_at_once(store.states[:1].nbytes + store.actions[:1].nbytes)
-    for first, stop in groups(store.starts, size):
-        rows = slice(store.starts[first], store.starts[stop])
-        ends = np.full(store.starts[stop] - store.starts[first], INSIDE, np.uint8)
-        last = store.starts[first + 1 : stop + 1] - 1 - store.starts[first]
-        ends[last] = np.where(store.terminal[first:stop], TERMINAL, TIMEOUT)
-        labels = None
-        if policy is not None:
-            labels = np.full(len(ends), policy, np.int32)
-        elif store.policies is not None:
-            labels = np.repeat(store.policies[first:stop], store.lengths[first:stop])
-        yield Piece(store.states[rows], store.actions[rows], store.rewards[rows], ends, labels)
 
 
 def _refuse_unlike(stores: list[Store], parts: tuple[str, ...]) -> None:
