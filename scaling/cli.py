@@ -147,7 +147,7 @@ def _show_confounding(console: Console, costs: dict[str, Any]) -> None:
         return
     table = Table("log", *names, title="correlations over the runs")
     for name, row in zip(names, found, strict=True):
-        table.add_row(name, *(f"{value:.2f}" for value in row))
+        table.add_row(name, *(f"{round(value, 2) + 0.0:.2f}" for value in row))
     console.print(table)
     for line in confounding.warnings(names, found):
         console.print(f"warning: {line}", highlight=False)

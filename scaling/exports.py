@@ -4,6 +4,7 @@ A store keeps what sequence models are trained on: no observation after an episo
 get the last state again, and say so.
 """
 
+import re
 import shutil
 import tempfile
 import warnings
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from scaling.building import build
 from scaling.errors import UserError
+from scaling.recognise import NAMED
 from scaling.source import TERMINAL, TIMEOUT, Source, pieces_of
 from scaling.store import Store
 
@@ -129,6 +131,8 @@ def _write_minari(store: Store, name: str) -> str:
         import minari  # optional extra: minari
     except ModuleNotFoundError as error:
         raise UserError(f"{MINARI}{name} needs the package minari: pip install '.[minari]'") from error
+    if not re.fullmatch(NAMED, name):
+        raise UserError(f"{MINARI}{name}: a Minari dataset is called like user/hopper-medium-v0")
     if name in minari.list_local_datasets():
         raise UserError(f"{MINARI}{name} is there already; choose another name, or 'minari delete {name}'")
     dataset: Any = None

@@ -8,8 +8,10 @@ from scaling.errors import UserError
 from scaling.spec import DataSpec
 from scaling.store import Store
 
-NAMED = {"embedded:": "d4rl", "d4rl:": "d4rl"}
+PREFIXES = {"embedded:": "d4rl", "d4rl:": "d4rl"}
 """Paths that are no places."""
+NAMED = r"([\w.-]+/)*[\w.-]+-v\d+"
+"""How a Minari dataset is called."""
 
 
 def kind_of(path: str, folder: Path) -> str:
@@ -19,12 +21,12 @@ def kind_of(path: str, folder: Path) -> str:
         UserError: nothing is there, or no reader recognises it.
 
     """
-    for prefix, kind in NAMED.items():
+    for prefix, kind in PREFIXES.items():
         if path.startswith(prefix):
             return kind
     place = folder / Path(path).expanduser()
     if not place.exists():
-        if re.fullmatch(r"([\w.-]+/)*[\w.-]+-v\d+", path):
+        if re.fullmatch(NAMED, path):
             return "minari"
         raise UserError(f"no such file or folder: {place}")
     kinds = [name for name in plug.names("datasets") if hasattr(plug.load("datasets", name), "recognises")]

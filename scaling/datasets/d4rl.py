@@ -42,7 +42,10 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 
 def recognises(path: Path) -> bool:
     """Whether the file is HDF5."""
-    return path.is_file() and path.open("rb").read(len(MAGIC)) == MAGIC
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def locate(path: str, folder: Path) -> Path:
