@@ -1,5 +1,6 @@
 """``scaling data collect`` for continuous actions: train, choose checkpoints, write the files."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from scaling.collecting.place import Request
 from scaling.collecting.sets import Rollouts
 from scaling.collecting.shown import Shown
 from scaling.collecting.worlds import make_continuous, record_type_of
+from scaling.errors import UserError
 
 
 def check(request: Request) -> np.dtype:
@@ -21,6 +23,8 @@ def check(request: Request) -> np.dtype:
         UserError: it cannot be collected from in this way.
 
     """
+    if request.policy == "sac" and find_spec("stable_baselines3") is None:
+        raise UserError("--policy sac needs stable-baselines3: pip install '.[collect]'")
     env = make_continuous(request.env, request.policy)
     kind = record_type_of(env)
     env.close()
