@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from scaling.collecting import place
@@ -14,6 +15,12 @@ from scaling.errors import UserError
 
 SHARE = 5
 """Transitions of the training per transition of a set of rollouts, unless told otherwise."""
+READERS = {
+    "rollout_steps": "with --policy sac",
+    "checkpoint_every": "with --policy sac",
+    "rows_per_file": "for Atari games",
+}
+"""Options that not every collection reads."""
 LEAST = 2_000
 """Fewer steps cannot train: the first ones are random."""
 
@@ -68,9 +75,11 @@ def collect_verb(
             env=env, policy=policy, seed=seed, checkpoint_every=checkpoint_every if policy == "sac" else None
         )
     wanted = {"steps": steps} | ({"rollout_steps": rollout_steps or -(-steps // SHARE)} if policy == "sac" else {})
+    _refuse_unread("atari" if atari else policy)
     _check(request, atari, steps)
     with place.claim(out, request) as manifest:
         if manifest.get("finished") == wanted:
+            shutil.rmtree(out / place.PARTS, ignore_errors=True)
             click.echo(f"{out} is finished; nothing to do")
             return
         _refuse_less(out, manifest, wanted, atari)
@@ -81,6 +90,15 @@ def collect_verb(
     for name, content in ended["files"].items():
         mean = "" if content["mean_return"] is None else f", mean return {content['mean_return']:,.1f}"
         click.echo(f"{out / name}: {content['rows']:,} rows, {content['episodes']:,} episodes{mean}")
+
+
+def _refuse_unread(kind: str) -> None:
+    """Refuse an option that would change nothing."""
+    read = {"atari": {"rows_per_file"}, "sac": {"rollout_steps", "checkpoint_every"}}.get(kind, set())
+    context = click.get_current_context()
+    for name, reader in READERS.items():
+        if name not in read and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise UserError(f"--{name.replace('_', '-')} is read {reader} only; leave it out")
 
 
 def _check(request: Request, atari: bool, steps: int) -> None:

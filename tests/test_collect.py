@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -26,6 +28,7 @@ from scaling.collecting.rollouts import Walk
 from scaling.collecting.sac import Learner
 from scaling.collecting.training import Course
 from scaling.collecting.worlds import make_continuous
+from scaling.errors import UserError
 from scaling.local_ray import local_ray
 from scaling.runs import open_store
 from scaling.spec import DataSpec, RunSpec
@@ -34,6 +37,7 @@ from scaling.store import Store
 GROUP = Verbs("data", [collect_verb])
 FILES = ("random", "medium", "medium-replay", "full-replay", "expert")
 SAC = ("--env", "Hopper-v5", "--policy", "sac", "--checkpoint-every", "1000", "--rollout-steps", "1_500")
+RANDOM = ("--env", "Hopper-v5", "--policy", "random")
 BREAKOUT = ("--env", "ALE/Breakout-v5")
 
 
@@ -75,7 +79,14 @@ def check_unbroken(rows: dict[str, np.ndarray]) -> None:
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole collection, trained for a moment."""
-    return collected(tmp_path_factory.mktemp("collected") / "hopper", *SAC, "--steps", "3_000")
+    return collected(tmp_path_factory.mktemp("collected") / "hopper", *SAC, "--steps", "2_400")
+
+
+@pytest.fixture(scope="module")
+def two_cores() -> Iterator[None]:
+    """A Ray that the tests share."""
+    with local_ray(2):
+        yield
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -107,7 +118,7 @@ def test_replays_are_the_training_up_to_a_checkpoint_and_number_its_policies(hop
     part, whole = columns(hopper / "medium-replay.hdf5"), columns(hopper / "full-replay.hdf5")
     kept = len(part["rewards"])
     assert manifest["medium_checkpoint"] - 1000 < kept <= manifest["medium_checkpoint"]
-    assert 2_000 < len(whole["rewards"]) <= 3_000
+    assert 2_000 < len(whole["rewards"]) <= 2_400
     for name, array in part.items():
         np.testing.assert_array_equal(array, whole[name][:kept])
     begins = np.flatnonzero(np.concatenate([[True], ends(whole)[:-1]]))
@@ -149,12 +160,12 @@ def test_recorded_steps_are_what_the_simulator_does(hopper):
 
 def test_a_finished_collection_is_left_alone_and_another_is_refused(hopper):
     before = {file: file.stat().st_mtime_ns for file in hopper.rglob("*")}
-    result = collect(hopper, *SAC, "--steps", "3_000")
+    result = collect(hopper, *SAC, "--steps", "2_400")
     assert (result.exit_code, "is finished; nothing to do" in result.output) == (0, True)
     for options, said in (
-        (("--steps", "3_000", "--seed", "1"), "was begun with --seed 0, not 1"),
-        (("--steps", "2_000"), "was begun with --steps 3000, not 2000"),
-        (("--steps", "3_000", "--checkpoint-every", "2000"), "was begun with --checkpoint-every 1000, not 2000"),
+        (("--steps", "2_400", "--seed", "1"), "was begun with --seed 0, not 1"),
+        (("--steps", "2_000"), "was begun with --steps 2400, not 2000"),
+        (("--steps", "2_400", "--checkpoint-every", "2000"), "was begun with --checkpoint-every 1000, not 2000"),
     ):
         result = collect(hopper, *SAC, *options)
         assert (result.exit_code, said in result.output) == (USER_ERROR, True), result.output
@@ -164,23 +175,23 @@ def test_a_finished_collection_is_left_alone_and_another_is_refused(hopper):
 def test_more_steps_prolong_a_training(hopper, tmp_path):
     log = (hopper / "transitions.log").read_bytes()
     longer = tmp_path / "longer"
-    subprocess.run(["cp", "-r", str(hopper), str(longer)], check=True)
-    collected(longer, *SAC, "--steps", "4_000")
+    shutil.copytree(hopper, longer)
+    collected(longer, *SAC, "--steps", "2_600")
     assert (longer / "transitions.log").read_bytes().startswith(log)
     rows = columns(longer / "full-replay.hdf5")
     check_unbroken(rows)
-    assert 3_000 < len(rows["rewards"]) <= 4_000
+    assert 2_400 < len(rows["rewards"]) <= 2_600
     np.testing.assert_array_equal(
         columns(longer / "random.hdf5")["rewards"], columns(hopper / "random.hdf5")["rewards"]
     )
     points = json.loads((longer / "manifest.json").read_text())["checkpoints"]
-    assert [point["steps"] for point in points] == [1000, 2000, 3000, 4000]
+    assert [point["steps"] for point in points] == [1000, 2000, 2400, 2600]
 
 
 def test_killed_at_two_random_moments_it_goes_on_from_its_checkpoint(tmp_path):
     out = tmp_path / "out"
     command = [sys.executable, "-c", "from scaling.collect_verb import collect_verb; collect_verb()"]
-    command += [*SAC, "--steps", "4_000", "--rollout-steps", "500", "--out", str(out)]
+    command += [*SAC, "--steps", "2_400", "--rollout-steps", "500", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     random = np.random.default_rng(int(time.time()))
     kept = b""
@@ -200,7 +211,7 @@ def test_killed_at_two_random_moments_it_goes_on_from_its_checkpoint(tmp_path):
     assert (out / "transitions.log").read_bytes().startswith(kept)
     rows = columns(out / "full-replay.hdf5")
     check_unbroken(rows)
-    assert 3_000 < len(rows["rewards"]) < 4_000
+    assert 2_000 < len(rows["rewards"]) < 2_400
 
 
 def steps_saved(out: Path) -> int:
@@ -324,17 +335,35 @@ def test_an_interrupted_set_keeps_its_finished_pieces_and_ends_the_same(tmp_path
     assert not (cut / ".parts").exists()
 
 
-def test_two_workers_make_the_same_files_as_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(sets, "SHARD", 200)
+def test_two_workers_make_the_same_files_as_one(hopper, two_cores, tmp_path, monkeypatch):
+    """The rollouts of a trained collection are made again with another size, and a game is played."""
+    monkeypatch.setattr(sets, "SHARD", 300)
     monkeypatch.setattr(atari, "BLOCK", 200)
-    with local_ray(2):
-        for name, options in (
-            ("hopper", ("--env", "Hopper-v5", "--policy", "random", "--steps", "1_000")),
-            ("breakout", (*BREAKOUT, "--policy", "random", "--steps", "800")),
-        ):
-            one = collected(tmp_path / f"{name}-1", *options)
-            two = collected(tmp_path / f"{name}-2", *options, "--workers", "2")
-            assert contents(one) == contents(two) != {}
+    for name in ("hopper-1", "hopper-2"):
+        shutil.copytree(hopper, tmp_path / name)
+    for name, options in (
+        ("hopper", (*SAC[:-1], "1_000", "--steps", "2_400")),
+        ("breakout", (*BREAKOUT, "--policy", "random", "--steps", "800")),
+    ):
+        one = collected(tmp_path / f"{name}-1", *options)
+        two = collected(tmp_path / f"{name}-2", *options, "--workers", "2")
+        assert contents(one) == contents(two) != {}
+    assert 1_000 <= len(columns(tmp_path / "hopper-2" / "expert.hdf5")["rewards"]) < 1_500
+
+
+def test_an_error_in_a_worker_is_the_error(two_cores):
+    class Broken:
+        def make(self) -> None:
+            raise UserError("no such game")
+
+    with pytest.raises(UserError, match=r"^no such game$"):
+        pool.make_all([Broken(), Broken()], 2, lambda piece: None)
+
+
+def test_a_training_that_got_nowhere_is_told_from_one_that_did():
+    points = [{"steps": 1, "mean_return": 30.0}, {"steps": 2, "mean_return": 20.0}]
+    assert not sets.learned(Course(random_return=(19.0, 10.0), checkpoints=points))
+    assert sets.learned(Course(random_return=(19.0, 5.0), checkpoints=points))
 
 
 def test_breakouts_log_is_read_back_as_it_was_played(tmp_path):
@@ -389,6 +418,8 @@ def test_pictures_are_those_of_the_emulators_own_preprocessing():
 
 
 BAD = {
+    "--rollout-steps is read with --policy sac only": (*RANDOM, "--steps", "100", "--rollout-steps", "5"),
+    "--rows-per-file is read for Atari games only": (*RANDOM, "--steps", "100", "--rows-per-file", "5000"),
     "--env Hoper-v5 cannot be made": ("--env", "Hoper-v5", "--policy", "sac", "--steps", "3000"),
     "--env ALE/Brakeout-v5 cannot be made": ("--env", "ALE/Brakeout-v5", "--policy", "random", "--steps", "3000"),
     "has 2 choices": ("--env", "CartPole-v1", "--policy", "sac", "--steps", "3000"),
@@ -411,7 +442,7 @@ def test_a_bad_request_gets_one_line_and_leaves_nothing(tmp_path, said):
 
 
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
-    options = ("--env", "Hopper-v5", "--policy", "random", "--steps", "100")
+    options = (*RANDOM, "--steps", "100")
     (tmp_path / "file").write_text("")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("")
@@ -422,7 +453,7 @@ def test_a_folder_that_cannot_be_used_is_refused(tmp_path):
 
 
 def test_a_folder_in_use_is_refused(tmp_path, monkeypatch):
-    options = ("--env", "Hopper-v5", "--policy", "random", "--steps", "100")
+    options = (*RANDOM, "--steps", "100")
     seen: list[str] = []
 
     def meanwhile(pieces, workers, told):
@@ -437,5 +468,5 @@ def test_a_folder_in_use_is_refused(tmp_path, monkeypatch):
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
-    result = collect(tmp_path / "out", *SAC, "--steps", "3_000")
+    result = collect(tmp_path / "out", *SAC, "--steps", "2_400")
     assert (result.exit_code, "pip install '.[collect]'" in result.output) == (USER_ERROR, True)

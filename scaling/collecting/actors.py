@@ -40,8 +40,8 @@ class SquashedGaussian:
         """An action drawn from the policy."""
         hidden = observation.astype(np.float32)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            hidden = np.maximum(weight @ hidden + bias, 0.0)
-        mean, log_std = np.split(self.weights[-1] @ hidden + self.biases[-1], 2)
+            hidden = np.maximum(_product(weight, hidden) + bias, 0.0)
+        mean, log_std = np.split(_product(self.weights[-1], hidden) + self.biases[-1], 2)
         noise = generator.standard_normal(len(mean), np.float32)
         return np.tanh(mean + np.exp(np.clip(log_std, *LOG_STD)) * noise)
 
@@ -53,6 +53,12 @@ class SquashedGaussian:
         with temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
         temporary.replace(path)
+
+
+def _product(weight: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Matrix times vector without BLAS, whose rounding depends on its number of threads."""
+    product: np.ndarray = np.einsum("oi,i->o", weight, vector)
+    return product
 
 
 def load(path: Path) -> SquashedGaussian:

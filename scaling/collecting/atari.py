@@ -55,7 +55,7 @@ def collect(folder: Path, request: Request, steps: int, workers: int, shown: Sho
 
 
 def _blocks(folder: Path, request: Request, steps: int) -> list[Block]:
-    place = folder / PARTS
+    place = folder.resolve() / PARTS  # workers may have another current folder
     place.mkdir(exist_ok=True)
     assert request.rows_per_file is not None
     size = min(BLOCK, request.rows_per_file // BLOCKS)

@@ -7,6 +7,7 @@ is the gzip of a ``.npy`` header followed by those of its blocks: pictures are c
 import gzip
 import io
 import shutil
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,9 +39,7 @@ class Block:
 
     def make(self) -> None:
         """Play and write the folder, whole or not at all; one picture at a time lies in memory."""
-        temporary = self.path.with_name(f".{self.path.name}.partial")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        temporary = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
         rows: list[tuple[int, float, int]] = []
         with gzip.GzipFile(temporary / PICTURES, "wb", LEVEL, mtime=0) as pictures:
             for picture, action, reward, terminal in self._play():
@@ -48,6 +47,8 @@ class Block:
                 rows.append((action, reward, terminal))
         for (name, kind), values in zip(COLUMNS.items(), zip(*rows, strict=True), strict=True):
             np.save(temporary / f"{name}.npy", np.array(values, kind))
+        if self.path.exists():  # a worker of a killed driver may have lingered
+            shutil.rmtree(self.path)
         temporary.rename(self.path)
 
     def _play(self) -> Iterator[tuple[np.ndarray, int, float, int]]:

@@ -1,5 +1,6 @@
 """Playing an environment step by step, and shards of whole episodes that depend on their number alone."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class Shard:
         while sum(map(len, episodes)) < self.rows:
             episodes.append(_episode(walk, self.actor, generator))
         env.close()
-        temporary = self.path.with_name(f".{self.path.name}")
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")  # a worker of a killed driver may linger
         with temporary.open("wb") as file:
             np.save(file, np.concatenate(episodes))
         temporary.replace(self.path)

@@ -95,7 +95,7 @@ def _origin(request: Request, made_by: str, rows: int) -> str:
 
 
 def _shards(folder: Path, wanted: Rollouts, request: Request, origin: str) -> list[Shard]:
-    place = folder / PARTS / f"{wanted.name}-{hashlib.sha256(origin.encode()).hexdigest()[:12]}"
+    place = folder.resolve() / PARTS / f"{wanted.name}-{hashlib.sha256(origin.encode()).hexdigest()[:12]}"
     place.mkdir(parents=True, exist_ok=True)
     first = NUMBERS[wanted.name], request.seed
     sizes = [min(SHARD, wanted.rows - begin) for begin in range(0, wanted.rows, SHARD)]

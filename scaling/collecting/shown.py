@@ -15,7 +15,8 @@ class Shown:
     """Told of steps, shows them."""
 
     def __init__(self, console: Console) -> None:
-        self._console, self._task, self._done, self._total = console, TaskID(0), 0, 0
+        self._console, self._task, self._what = console, TaskID(0), ""
+        self._done = self._before = self._total = 0
         self._said = self._begin = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
