@@ -20,6 +20,7 @@ import torch
 from ale_py.vector_env import AtariVectorEnv
 from click.testing import CliRunner, Result
 
+from benchmarks import collect as benchmark
 from scaling.cli import USER_ERROR, Verbs
 from scaling.collect_verb import collect_verb
 from scaling.collecting import atari, pool, records, sets
@@ -27,7 +28,7 @@ from scaling.collecting.games import Game
 from scaling.collecting.rollouts import Walk
 from scaling.collecting.sac import Learner
 from scaling.collecting.training import Course
-from scaling.collecting.worlds import make_continuous
+from scaling.collecting.worlds import make, make_continuous
 from scaling.errors import UserError
 from scaling.local_ray import local_ray
 from scaling.runs import open_store
@@ -142,20 +143,28 @@ def test_random_actions_are_uniform(hopper):
 
 
 def test_recorded_steps_are_what_the_simulator_does(hopper):
-    """Replaying the first episode's actions from its seed gives the same rows."""
+    """Giving the first episode's actions to the bare environment leads to the same rows."""
     rows = columns(hopper / "full-replay.hdf5")
-    length = int(np.argmax(ends(rows))) + 1
-    walk = Walk(make_continuous("Hopper-v5", "sac"), (0, 0))
-    again = np.zeros(length, walk.kind)
-    actions = iter(rows["actions"])
+    env = make("Hopper-v5")
+    observation, _ = env.reset(seed=int(np.random.SeedSequence([0, 0, 0]).generate_state(1)[0]))
+    terminated, step = False, 0
+    while not terminated:
+        np.testing.assert_array_equal(rows["observations"][step], observation.astype(np.float32))
+        observation, reward, terminated, _, _ = env.step(rows["actions"][step])
+        np.testing.assert_array_equal(rows["next_observations"][step], observation.astype(np.float32))
+        assert (rows["rewards"][step], rows["terminals"][step]) == (np.float32(reward), terminated)
+        step += 1
+    assert step > 3
 
-    class Replayed:
-        def act(self, observation: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-            return next(actions)
 
-    walk.play(again, Replayed(), np.random.default_rng(0))
-    for name in ("observations", "rewards", "next_observations", "terminals"):
-        np.testing.assert_array_equal(again[name], rows[name][:length])
+@pytest.mark.parametrize(("wanted", "got"), [(1, 3), (3, 3), (4, 7), (7, 7), (8, 12), (14, 14), (99, 14)])
+def test_a_set_ends_with_the_episode_that_fills_it(wanted, got):
+    pieces = []
+    for lengths in ([3, 4], [5, 2]):
+        rows = np.zeros(sum(lengths), records.record_type(1, 1))
+        rows["timeouts"][np.cumsum(lengths) - 1] = True
+        pieces.append(rows)
+    assert sum(map(len, records.first_rows(pieces, wanted))) == got
 
 
 def test_a_finished_collection_is_left_alone_and_another_is_refused(hopper):
@@ -194,7 +203,7 @@ def test_killed_at_two_random_moments_it_goes_on_from_its_checkpoint(tmp_path):
     command += [*SAC, "--steps", "2_400", "--rollout-steps", "500", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     random = np.random.default_rng(int(time.time()))
-    kept = b""
+    kept, item = b"", records.record_type(11, 3).itemsize
     for _ in range(2):
         with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             before = steps_saved(out)
@@ -204,11 +213,14 @@ def test_killed_at_two_random_moments_it_goes_on_from_its_checkpoint(tmp_path):
             time.sleep(random.uniform(0, 1.0))
             process.send_signal(signal.SIGKILL)
         assert (out / "transitions.log").read_bytes().startswith(kept)
-        item = records.record_type(11, 3).itemsize
+        with (out / "transitions.log").open("ab") as log:
+            log.write(b"half a row")
         kept = (out / "transitions.log").read_bytes()[: steps_saved(out) * item]
         assert len(kept) >= 1000 * item
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert (out / "transitions.log").read_bytes().startswith(kept)
+    log_bytes = (out / "transitions.log").read_bytes()
+    assert log_bytes.startswith(kept)
+    assert len(log_bytes) == 2_400 * item
     rows = columns(out / "full-replay.hdf5")
     check_unbroken(rows)
     assert 2_000 < len(rows["rewards"]) < 2_400
@@ -470,3 +482,7 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "stable_baselines3", None)
     result = collect(tmp_path / "out", *SAC, "--steps", "2_400")
     assert (result.exit_code, "pip install '.[collect]'" in result.output) == (USER_ERROR, True)
+
+
+def test_the_benchmark_measures_every_kind(tmp_path):
+    assert all(speed > 10 for speed in benchmark.measure("Hopper-v5", 100, tmp_path).values())
