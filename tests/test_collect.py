@@ -433,6 +433,8 @@ BAD = {
     "--rollout-steps is read with --policy sac only": (*RANDOM, "--steps", "100", "--rollout-steps", "5"),
     "--rows-per-file is read for Atari games only": (*RANDOM, "--steps", "100", "--rows-per-file", "5000"),
     "--env Hoper-v5 cannot be made": ("--env", "Hoper-v5", "--policy", "sac", "--steps", "3000"),
+    "--env Hopper-v3 cannot be made": ("--env", "Hopper-v3", "--policy", "sac", "--steps", "3000"),
+    "--env Hopper has no version": ("--env", "Hopper", "--policy", "sac", "--steps", "3000"),
     "--env ALE/Brakeout-v5 cannot be made": ("--env", "ALE/Brakeout-v5", "--policy", "random", "--steps", "3000"),
     "has 2 choices": ("--env", "CartPole-v1", "--policy", "sac", "--steps", "3000"),
     "takes actions between [-3.] and [3.]": ("--env", "InvertedPendulum-v5", "--policy", "sac", "--steps", "3000"),

@@ -24,11 +24,15 @@ def make(name: str, **options: Any) -> gymnasium.Env:
         _register_atari(name)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is out of date", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*Using the latest versioned", category=UserWarning)
         try:
-            return gymnasium.make(name, disable_env_checker=True, **options)
-        except (gymnasium.error.Error, ModuleNotFoundError) as error:
+            env = gymnasium.make(name, disable_env_checker=True, **options)
+        except (gymnasium.error.Error, ImportError) as error:
             said = " ".join(str(error).split())
             raise UserError(f"--env {name} cannot be made: {said}; give a Gymnasium id such as Hopper-v5") from error
+    if env.spec is not None and env.spec.id != name.rpartition(":")[2]:
+        raise UserError(f"--env {name} has no version; at present it would mean {env.spec.id}")
+    return env
 
 
 def _register_atari(name: str) -> None:
