@@ -412,6 +412,7 @@ def test_the_script_keeps_the_ball_in_play_much_longer_than_random_actions(tmp_p
     scripted = collected(tmp_path / "track", *BREAKOUT, "--policy", "track", "--steps", "1_500")
     store = opened(tmp_path, "dqn_replay", "track")
     assert store.returns.mean() > 5  # random actions reach one or two
+    assert set(np.unique(store.rewards)) == {0.0, 1.0}  # clipped: the upper bricks pay more
     assert len(contents(scripted)) == 4
 
 
