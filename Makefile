@@ -32,6 +32,7 @@ benchmarks: .venv/installed-test
 	$(BIN)/python -m benchmarks.fits
 	$(BIN)/python -m benchmarks.coverage
 	$(BIN)/python -m benchmarks.size_test
+	$(BIN)/python -m benchmarks.collect
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,13 +1,11 @@
 """Hand the unfinished runs of a sweep to Ray Tune; the truth about each is its row on disk."""
 
 import json
-import logging
 import os
 import shutil
 import socket
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from scaling import episodes, results
 from scaling.building import cache_folder
 from scaling.errors import Diverged, UserError
+from scaling.local_ray import local_ray
 from scaling.plan import Costs
 from scaling.runs import Runs, open_store, sign_path
 from scaling.spec import RunSpec, from_dict, to_dict
@@ -117,27 +116,15 @@ def check_writable(root: Path) -> None:
 
 @contextmanager
 def _local_ray(resources: Resources) -> Iterator[None]:
-    """A Ray of this machine alone, quiet, ended on leaving; or the one already connected to."""
+    """A Ray of this machine alone that has what the sweep asks for; or the one already connected to."""
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Ray's own deprecations on import of its dashboard and state modules
-        ray.init(
-            address="local",
-            num_cpus=max(resources.cpus, resources.threads),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-        try:
-            at_hand = ray.cluster_resources().get("GPU", 0.0)
-            if resources.gpus > at_hand:
-                raise UserError(f"--gpus-per-run {resources.gpus:g} exceeds the {at_hand:g} GPU(s) of this machine")
-            yield
-        finally:
-            ray.shutdown()
+    with local_ray(max(resources.cpus, resources.threads)):
+        at_hand = ray.cluster_resources().get("GPU", 0.0)
+        if resources.gpus > at_hand:
+            raise UserError(f"--gpus-per-run {resources.gpus:g} exceeds the {at_hand:g} GPU(s) of this machine")
+        yield
 
 
 def _trial(config: dict[str, Any]) -> None:
