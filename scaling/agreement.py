@@ -63,7 +63,7 @@ def agreement(runs: pd.DataFrame, loss: str, generator: np.random.Generator, dra
     """Loss against ``value`` over runs, with what to beware of.
 
     Args:
-        runs: a row per run, with ``configuration``, ``value``, the loss and, for memorisation, ``loss_best``.
+        runs: a row per run, with ``cell``, ``value``, the loss and, for memorisation, ``loss_best``.
         loss: column.
         generator: where the draws come from.
         draws: number of resamples.
@@ -73,7 +73,7 @@ def agreement(runs: pd.DataFrame, loss: str, generator: np.random.Generator, dra
 
     """
     x, y = losses(runs, loss)
-    cluster = runs["configuration"].to_numpy()
+    cluster = runs["cell"].to_numpy()
     every = correlation(x, y, cluster, generator, draws)
     low = x <= np.median(x)
     can = low.sum() >= FEWEST and np.ptp(x[low]) > 0 and np.ptp(y[low]) > 0

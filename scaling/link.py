@@ -22,23 +22,38 @@ are spread evenly, as over a grid of sizes.
 *Assumed*: what differs between runs of one configuration is error, not a better network.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
 from scipy.special import expit
 
+from scaling import scoring
 from scaling.agreement import losses
 from scaling.errors import UserError
 
 PARAMETERS = ("low", "rise", "mid", "log_scale", "log_sigma")
+OF_THE_FALL = 3
+"""Parameters that a level line does without."""
 STARTS, REFITS = 24, 200
 FEWEST = 6
 """Runs: one more than there are parameters."""
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(15)
-WEIGHTS = WEIGHTS / WEIGHTS.sum()
+AT_BOUND = {
+    ("low", 0): "the return at high losses is not seen",
+    ("low", 1): "the return does not fall with the loss",
+    ("rise", 0): "the return does not fall with the loss",
+    ("rise", 1): "the return at low losses is not seen",
+    ("mid", 0): "the fall lies below all losses",
+    ("mid", 1): "the fall lies above all losses",
+    ("log_scale", 0): "the fall is a step between neighbouring losses",
+    ("log_scale", 1): "the fall has no plateaus: it is a straight line",
+    ("log_sigma", 0): "the curve leaves no scatter",
+    ("log_sigma", 1): "the scatter is larger than that of the returns",
+}
+"""What it means when a parameter stands at the lower or upper end of what is allowed."""
+BORROWED = 5
 SURE = 0.2
 """Share of the error variance that is kept at least, however crowded the losses are."""
 AGREE = 1e-6
@@ -71,7 +86,7 @@ class Points:
         first, second = log_density(mean)
         centre = mean + variance * first
         spread = np.sqrt(variance * np.clip(1 + variance * second, SURE, 1))
-        return (centre[:, None] + spread[:, None] * NODES)[self.cluster]
+        return (centre[:, None] + spread[:, None] * scoring.NODES)[self.cluster]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +96,8 @@ class Link:
     theta: np.ndarray
     points: Points
     objective: float
+    over_flat: float
+    """AIC of a level line less that of the curve: how much the loss explains."""
     agree: int
     """Starts that found this optimum, of those tried."""
     starts: int
@@ -110,7 +127,7 @@ def points(runs: pd.DataFrame, played: pd.DataFrame, loss: str) -> Points:
     """Losses, returns and their errors.
 
     Args:
-        runs: a row per run: run_id, configuration, value and the loss.
+        runs: a row per run: run_id, cell, value and the loss.
         played: a row per episode: run_id and value.
         loss: column.
 
@@ -123,10 +140,21 @@ def points(runs: pd.DataFrame, played: pd.DataFrame, loss: str) -> Points:
         raise UserError(f"{len(y)} runs with returns; the link has {len(PARAMETERS)} parameters and needs {FEWEST}")
     if (raw <= 0).any():
         raise UserError(f"column {loss!r} must be positive to take its logarithm: {raw.min():g}")
-    cluster = runs.groupby("configuration", sort=False).ngroup().to_numpy()
-    spread = played.groupby("run_id")["value"].agg(["var", "count"]).loc[runs["run_id"]]
-    error = np.sqrt((spread["var"].fillna(0.0) / spread["count"]).to_numpy())
+    cluster = runs.groupby("cell", sort=False).ngroup().to_numpy()
+    error = standard_errors(played, runs["run_id"])
     return Points(np.log(raw), y, within(np.log(raw), cluster), error, cluster)
+
+
+def standard_errors(played: pd.DataFrame, run_ids: pd.Series) -> np.ndarray:
+    """(run,) standard errors of the runs' means over their episodes.
+
+    A run's variance is drawn towards that of all runs with the weight of :data:`BORROWED` episodes: ten successes in
+    ten episodes are no proof of an eleventh.
+    """
+    spread = played.groupby("run_id")["value"].agg(["var", "count"]).loc[run_ids]
+    own, free = spread["var"].fillna(0.0).to_numpy(), spread["count"].to_numpy() - 1.0
+    pooled = (own * free).sum() / max(free.sum(), 1.0)
+    return np.asarray(np.sqrt((own * free + pooled * BORROWED) / (free + BORROWED) / (free + 1)))
 
 
 def within(x: np.ndarray, cluster: np.ndarray) -> float:
@@ -155,55 +183,33 @@ def curve(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.asarray(low + rise * expit((mid - x) / np.exp(log_scale)))
 
 
-def objective(theta: np.ndarray, given: Points) -> tuple[float, np.ndarray]:
-    """Half the sum of squared deviations over their variances plus half the log-determinant, and its gradient."""
-    _, rise, mid, log_scale, log_sigma = theta
-    z = (mid - given.true) / np.exp(log_scale)
-    share = expit(z)
-    slope = share * (1 - share)
-    of_node = np.stack([np.zeros_like(z), share, rise * slope / np.exp(log_scale), -rise * slope * z])
-    mean_share, mean_of = share @ WEIGHTS, of_node @ WEIGHTS
-    variance = given.y_error**2 + np.exp(2 * log_sigma) + rise**2 * ((share - mean_share[:, None]) ** 2 @ WEIGHTS)
-    residual = given.y - theta[0] - rise * mean_share
-    by_mean = np.stack([np.ones_like(residual), *mean_of[1:], np.zeros_like(residual)])
-    by_variance = 2 * rise * (((share - mean_share[:, None]) * of_node) @ WEIGHTS)
-    by_variance = np.vstack([by_variance, np.full_like(residual, 2 * np.exp(2 * log_sigma))])
-    value = 0.5 * float((residual**2 / variance + np.log(variance)).sum())
-    pull = 0.5 * (1 / variance - residual**2 / variance**2)
-    return value, (by_variance * pull - by_mean * residual / variance).sum(-1)
-
-
 def fit(given: Points, generator: np.random.Generator, starts: int = STARTS) -> Link:
     """The curve of lowest objective over many starts, with what to beware of."""
     unit = _Unit(given)
-    tried = [unit.solve(start) for start in unit.starts(generator, starts)]
-    values = np.array([value for value, _ in tried])
+    ends, values = unit.solve(unit.starts(generator, starts), np.ones((starts, len(given.y))))
     best = int(np.argmin(values))
-    agree = int((values < values[best] + AGREE).sum())
-    theta = tried[best][1]
+    agree, theta = int((values < values[best] + AGREE).sum()), ends[best]
     flags = unit.at_bound(theta) + (() if agree > 1 else ("one start alone found this optimum",))
+    over_flat = 2 * (unit.flat() - float(values[best])) - 2 * OF_THE_FALL
+    if over_flat <= 0:
+        flags += ("a level line describes the returns as well (AIC)",)
     if not given.x_error:
         flags += ("no configuration was repeated: the loss is taken as exact",)
-    return Link(unit.out(theta), given, float(values[best]), agree, starts, flags)
+    return Link(unit.out(theta), given, float(values[best]), over_flat, agree, starts, flags)
 
 
 def bootstrap(found: Link, generator: np.random.Generator, draws: int = REFITS) -> Link:
-    """The curve with refits of resampled configurations, each from the curve's own optimum and one other start."""
-    given = found.points
-    members = [np.flatnonzero(given.cluster == number) for number in range(given.cluster.max() + 1)]
-    refits = []
-    for _ in range(draws):
-        chosen = generator.integers(len(members), size=len(members))
-        rows = np.concatenate([members[number] for number in chosen])
-        cluster = np.repeat(np.arange(len(chosen)), [len(members[number]) for number in chosen])
-        if np.ptp(given.x[rows]) > 0 and np.ptp(given.y[rows]) > 0:
-            drawn = Points(given.x[rows], given.y[rows], given.x_error, given.y_error[rows], cluster)
-            unit = _Unit(drawn)
-            ends = [unit.solve(start) for start in (unit.into(found.theta), unit.starts(generator, 1)[0])]
-            refits.append(unit.out(min(ends, key=lambda end: end[0])[1]))
-    return Link(
-        found.theta, given, found.objective, found.agree, found.starts, found.flags, np.array(refits).reshape(-1, 5)
-    )
+    """The curve with refits of resampled configurations, each from the curve's own optimum and from one other start.
+
+    What the losses say of the true losses is taken over from the whole table.
+    """
+    unit = _Unit(found.points)
+    count = int(found.points.cluster.max()) + 1
+    times = generator.multinomial(count, np.full(count, 1 / count), size=draws)[:, found.points.cluster].astype(float)
+    own = np.repeat(unit.into(found.theta)[None], draws, axis=0)
+    ends = [unit.solve(starts, times) for starts in (own, unit.starts(generator, draws))]
+    better = (ends[0][1] <= ends[1][1])[:, None]
+    return dataclasses.replace(found, refits=unit.out(np.where(better, ends[0][0], ends[1][0])))
 
 
 class _Unit:
@@ -234,28 +240,29 @@ class _Unit:
     def starts(self, generator: np.random.Generator, count: int) -> np.ndarray:
         return generator.uniform(self.bounds[:, 0], self.bounds[:, 1], size=(count, len(PARAMETERS)))
 
-    def solve(self, start: np.ndarray) -> tuple[float, np.ndarray]:
-        options = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-8}
-        start = np.clip(start, self.bounds[:, 0], self.bounds[:, 1])
-        done = minimize(
-            objective, start, (self.points,), "L-BFGS-B", jac=True, bounds=self.bounds.tolist(), options=options
-        )
-        return float(done.fun), done.x
+    def solve(self, starts: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(start, parameter) optima and (start,) objectives."""
+        return scoring.minimise(self.points.true, self.points.y, self.points.y_error, starts, times, self.bounds)
 
     def out(self, theta: np.ndarray) -> np.ndarray:
-        """In the units of the table."""
-        low, rise, mid, log_scale, log_sigma = theta
+        """Parameters (..., parameter) in the units of the table."""
+        low, rise, mid, log_scale, log_sigma = np.moveaxis(theta, -1, 0)
         scale, sigma = log_scale + np.log(self.x1), log_sigma + np.log(self.y1)
-        return np.array([self.y0 + self.y1 * low, self.y1 * rise, self.x0 + self.x1 * mid, scale, sigma])
+        return np.stack([self.y0 + self.y1 * low, self.y1 * rise, self.x0 + self.x1 * mid, scale, sigma], axis=-1)
 
     def into(self, theta: np.ndarray) -> np.ndarray:
-        """The inverse of :meth:`out`."""
+        """The inverse of :meth:`out`, for one curve."""
         low, rise, mid, log_scale, log_sigma = theta
         scale, sigma = log_scale - np.log(self.x1), log_sigma - np.log(self.y1)
         return np.array([(low - self.y0) / self.y1, rise / self.y1, (mid - self.x0) / self.x1, scale, sigma])
 
     def at_bound(self, theta: np.ndarray) -> tuple[str, ...]:
-        """Names of the parameters that stand at an end of what is allowed."""
+        """What it means that parameters stand at an end of what is allowed."""
         width = np.ptp(self.bounds, axis=1)
-        ends = np.isclose(theta[:, None], self.bounds, rtol=0, atol=1e-6 * width[:, None]).any(axis=1)
-        return tuple(f"{name} is at a bound" for name, end in zip(PARAMETERS, ends, strict=True) if end)
+        ends = np.isclose(theta[:, None], self.bounds, rtol=0, atol=1e-6 * width[:, None])
+        return tuple(AT_BOUND[PARAMETERS[row], int(end)] for row, end in np.argwhere(ends))
+
+    def flat(self) -> float:
+        """Objective of the best level line."""
+        self.bounds[1] = 0.0
+        return float(self.solve(np.zeros((1, len(PARAMETERS))), np.ones((1, len(self.points.y))))[1][0])

@@ -27,7 +27,11 @@ class Outcomes:
     """Runs that were rolled out, with their episodes."""
 
     runs: pd.DataFrame
-    """A row per run: the columns of the table, ``configuration`` and ``value``, the mean over the run's episodes."""
+    """A row per run: the columns of the table, and
+
+    ``value``, the mean over the run's episodes; ``configuration``, the group it is shown in; ``cell``, what it shares
+    with runs that differ in seed or draw alone.
+    """
     played: pd.DataFrame
     """A row per episode: run_id, configuration, env, start and value; equal starts are equal across runs."""
     metric: str
@@ -61,7 +65,7 @@ class Outcomes:
         """
         mine = self.played[self.played["configuration"] == configuration]
         if unit == RUN:
-            mine = mine.groupby(["env", "run_id"], as_index=False, sort=False)["value"].mean()
+            mine = mine.groupby(["env", "run_id"], sort=False)["value"].mean().reset_index()
         columns = [values.to_numpy() for _, values in mine.groupby("env")["value"]]
         if len({len(column) for column in columns}) > 1:
             counts = ", ".join(f"{env}: {count}" for env, count in mine.groupby("env").size().items())
@@ -105,7 +109,10 @@ def outcomes(
     runs = frame[frame["run_id"].isin(mean.index)].reset_index(drop=True)
     if len(runs) < len(frame):
         refused["run without episodes"] = len(frame) - len(runs)
-    runs = runs.assign(configuration=configurations(runs, by), value=runs["run_id"].map(mean))
+    cell = configurations(runs)
+    runs = runs.assign(
+        cell=cell, configuration=configurations(runs, by) if by else cell, value=runs["run_id"].map(mean)
+    )
     every = every.merge(runs[["run_id", "configuration"]], on="run_id")
     kept = every[["run_id", "configuration", "env", "start", "value"]]
     return Outcomes(runs, kept, metric, asked, refused, (*notes, *said, *why, *_mixed(runs)))
@@ -238,10 +245,9 @@ def _check(every: pd.DataFrame) -> None:
 def _mixed(runs: pd.DataFrame) -> list[str]:
     """What is thrown together in a way that a reader should know."""
     said = []
-    if data.has_specs(runs):
-        finer = runs.assign(cell=data.cells_of(runs, ())).groupby("configuration")["cell"].nunique()
-        if finer.max() > 1:
-            said.append(f"groups hold up to {finer.max()} configurations each, whose differences count as spread")
+    finer = runs.groupby("configuration")["cell"].nunique()
+    if finer.max() > 1:
+        said.append(f"groups hold up to {finer.max()} configurations each, whose differences count as spread")
     if "dataset" in runs and runs["dataset"].nunique() > 1:
         said.append(f"{runs['dataset'].nunique()} datasets, whose losses do not compare; --where keeps one")
     return said

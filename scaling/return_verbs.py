@@ -1,6 +1,7 @@
 """The verb that says what runs returned, how sure that is, and whether their loss foretold it."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from scaling.outcomes import Outcomes
 from scaling.robust import DRAWS, LEVEL, Estimate
 from scaling.table import read
 from scaling.verb_options import JSON, PATH, TABLE_OPTIONS, options, write_json
+
+WIDTH = 150
+"""Characters a line may have where no terminal says otherwise."""
 
 
 @click.command("returns")
@@ -58,7 +62,7 @@ def returns_verb(
     generator = np.random.default_rng(seed)
     compared = comparisons.compare(given, generator, draws, baseline)
     told, found, why = _relation(given, loss, generator, draws)
-    shown = Console(stderr=json_path == Path("-"), width=None)
+    shown = Console(stderr=json_path == Path("-"), width=None if sys.stdout.isatty() else WIDTH)
     _show_comparison(shown, given, compared)
     _show_relation(shown, told, found, why, loss)
     for warning in (*given.notes, *compared.notes, *(told.warnings if told else ())):
@@ -124,13 +128,16 @@ def _show_relation(shown: Console, told: Agreement | None, found: Link | None, w
         shown.print(f"no link: {why}", highlight=False, markup=False)
         return
     numbers = ", ".join(f"{name} {value:.4g}" for name, value in found.parameters.items())
-    shown.print(
-        f"link: return = low + (high - low) / (1 + exp((log {loss} - mid) / scale)): {numbers}\n"
-        f"{found.agree} of {found.starts} starts agree; error of log {loss} between runs of one configuration "
-        f"{found.points.x_error:.2g}, of a run's mean return over its episodes {found.points.y_error.mean():.3g}",
-        highlight=False,
-        markup=False,
+    errors = found.points.x_error, found.points.y_error.mean()
+    said = (
+        f"link: return = low + (high - low) / (1 + exp((log {loss} - mid) / scale)): {numbers}",
+        f"AIC {abs(found.over_flat):.1f} {'better' if found.over_flat > 0 else 'worse'} than a level line; "
+        f"{found.agree} of {found.starts} starts agree",
+        f"errors: {errors[0]:.2g} of log {loss} between runs of one configuration, {errors[1]:.3g} of a run's mean "
+        "return over its episodes",
     )
+    for line in said:
+        shown.print(line, highlight=False, markup=False)
     for flag in found.flags:
         shown.print(f"flag: {flag}", highlight=False, markup=False)
 
@@ -165,6 +172,7 @@ def _plain(found: Estimate | None) -> dict[str, float] | None:
 def _link(found: Link) -> dict[str, Any]:
     return {
         "parameters": found.parameters,
+        "over_flat": found.over_flat,
         "agree": found.agree,
         "starts": found.starts,
         "flags": list(found.flags),
