@@ -264,5 +264,7 @@ class _Unit:
 
     def flat(self) -> float:
         """Objective of the best level line."""
-        self.bounds[1] = 0.0
-        return float(self.solve(np.zeros((1, len(PARAMETERS))), np.ones((1, len(self.points.y))))[1][0])
+        level = self.bounds.copy()
+        level[1] = 0.0
+        start, once = np.zeros((1, len(PARAMETERS))), np.ones((1, len(self.points.y)))
+        return float(scoring.minimise(self.points.true, self.points.y, self.points.y_error, start, once, level)[1][0])

@@ -42,7 +42,7 @@ def profiles(given: Outcomes, found: Comparison, generator: np.random.Generator,
     axes.set_ylabel(f"share of {found.unit}s above")
     axes.set_title(f"Performance profiles{_of(rows, found)}")
     columns = 1 if max(len(row.name) for row in rows) > WIDE else 2
-    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns)
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=columns)
     return axes
 
 
@@ -105,7 +105,7 @@ def page(
 ) -> Figure:
     """The three pictures side by side."""
     with style():
-        figure = Figure(figsize=(16.5, 4.6), layout="constrained")
+        figure = Figure(figsize=(16.5, 5.6), layout="constrained")
         left, middle, right = figure.subplots(1, 3)
         profiles(given, compared, generator, left)
         mean_against(given, compared, middle)
