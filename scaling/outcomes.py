@@ -123,10 +123,10 @@ def configurations(frame: pd.DataFrame, by: Sequence[str] = ()) -> list[str]:
     if by:
         parts = _columns(frame, by)
     elif data.has_specs(frame):
-        settings = data.settings(frame).drop(columns=["seed", "data.draw"]).map(str)
+        settings = data.settings(frame).drop(columns=["seed", "data.draw"])
         parts = _telling(settings[sorted(settings, key=lambda name: _rank(str(name)))])
     else:
-        parts = _telling(frame[[name for name in data.SETTINGS if name in frame]].map(str))
+        parts = _telling(frame[[name for name in data.SETTINGS if name in frame]])
     names = {str(name): str(name).rpartition(".")[2] for name in parts}
     rows = parts.to_dict("records")
     return [", ".join(f"{names[str(key)]}={_short(value)}" for key, value in row.items()) or ALL for row in rows]
@@ -143,8 +143,9 @@ def _telling(parts: pd.DataFrame) -> pd.DataFrame:
     """The columns without those that split nothing which the columns before them leave together."""
     kept: list[str] = []
     groups = 1
-    for name in parts:
-        finer = parts.groupby([*kept, name], sort=False).ngroups
+    words = parts.map(str)
+    for name in words:
+        finer = words.groupby([*kept, name], sort=False).ngroups
         if finer > groups:
             kept, groups = [*kept, str(name)], finer
     return parts[kept]

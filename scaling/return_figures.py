@@ -52,7 +52,7 @@ def mean_against(given: Outcomes, found: Comparison, axes: Axes | None = None) -
     along, other = _along(given.runs)
     if along is None:
         return _mean_by_name(given, found, axes)
-    place = given.runs.groupby("configuration")[[along, other or along]].mean()
+    place = given.runs.groupby("configuration")[[name for name in (along, other) if name]].mean()
     if other == "D" and "fraction" in given.runs:
         place["D"] = given.runs.groupby("configuration")["fraction"].mean()
     where = {str(name): float(x) for name, x in place[along].items()}
