@@ -335,3 +335,11 @@ def test_runs_that_cannot_carry_a_link_are_refused(change, said):
     runs = change(correlated(0, -1.0))
     with pytest.raises(UserError, match=said):
         link.points(runs, episodes(runs, 1.0), "loss")
+
+
+def test_what_a_loss_says_of_the_true_one_is_drawn_to_the_middle_of_a_normal_population():
+    given = world(0, "normal", configurations=1000, runs=2, error=0.3)
+    mean = np.bincount(given.cluster, given.x) / 2
+    expected = (given.true @ scoring.WEIGHTS)[::2]
+    slope = np.polyfit(mean, expected, 1)[0]
+    assert slope == pytest.approx(0.09 / (0.09 + 0.09 / 2), abs=0.05)
