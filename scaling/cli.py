@@ -18,6 +18,7 @@ from scaling.errors import UserError
 from scaling.fit_verbs import FIT_VERBS
 from scaling.identity import read_fields
 from scaling.progress import SweepProgress, duration
+from scaling.return_verbs import RETURN_VERBS
 from scaling.runs import Runs, identify, value_of
 from scaling.verb_options import PATH
 
@@ -281,7 +282,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-for verb in (*FIT_VERBS, *DECISION_VERBS, data_group):
+for verb in (*FIT_VERBS, *DECISION_VERBS, *RETURN_VERBS, data_group):
     main.add_command(verb)
 
 

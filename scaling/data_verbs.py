@@ -7,6 +7,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from scaling.collect_verb import collect_verb
 from scaling.errors import UserError
 from scaling.verb_options import PATH
 
@@ -67,6 +68,9 @@ def verify_verb(path: str) -> None:
         f"{path}: {kind}, {len(store.rewards):,} transitions, {len(store.lengths):,} episodes, all finite, "
         f"digest {store.digest[:16]}: nothing wrong"
     )
+
+
+data_group.add_command(collect_verb)
 
 
 def _name(path: str) -> str:
