@@ -234,10 +234,30 @@ def memory_table(path: Path) -> Path:
     return path
 
 
+def diversity_table(path: Path) -> Path:
+    """Runs on subsets of two sizes, chosen in two ways."""
+    rows = [
+        {
+            "run_id": f"{size}{selection}{seed}",
+            "status": "done",
+            "loss_best": 1.0 / cover + 0.01 * seed,
+            **dict.fromkeys(("coverage", "entropy", "return_sd"), cover + 0.1 * seed),
+            "episodes": 7 - seed,
+            "spec": json.dumps({"data": {"transitions": size, "selection": selection, "segment": None}}),
+        }
+        for size in (100, 300)
+        for selection, cover in (("random", 2.0), ("top_return", 1.0))
+        for seed in range(3)
+    ]
+    results.write_table(pa.Table.from_pylist(rows, schema=results.SCHEMA), path)
+    return path
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_run_on_any_table(path, table, tmp_path):
-    if path.stem.startswith("02"):
-        table = memory_table(tmp_path / "memory.parquet")
+    made = {"02": memory_table, "04": diversity_table}
+    if path.stem[:2] in made:
+        table = made[path.stem[:2]](tmp_path / "made.parquet")
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     parameter = next(cell for cell in cells if "parameters" in cell.metadata.get("tags", []))
