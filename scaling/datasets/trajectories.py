@@ -5,7 +5,6 @@ The file is a pickled list of dicts, one per episode, with ``observations``, ``a
 are taken out of it, and anything else is refused unread.
 """
 
-import io
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 
 from scaling.building import build_once, file_identity
 from scaling.errors import UserError
-from scaling.source import Episode, Source, packed
+from scaling.source import Episode, Source, packed, place_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
@@ -55,7 +54,7 @@ def open(spec: DataSpec, folder: Path) -> Store:
         UserError: the file is missing, damaged, or holds something else.
 
     """
-    path = folder / Path(spec.path).expanduser()
+    path = place_of(spec.path, folder)
     if not path.is_file():
         raise UserError(f"data.path: no such file: {path}; give a pickle of the Decision Transformer's Gym code")
     return build_once(lambda: f"trajectories|{file_identity(path)}", lambda: read(path))
@@ -64,7 +63,8 @@ def open(spec: DataSpec, folder: Path) -> Store:
 def read(path: Path) -> Source:
     """All episodes of the file, which a pickle only gives at once."""
     try:
-        episodes = _Unpickler(io.BytesIO(path.read_bytes())).load()
+        with path.open("rb") as file:
+            episodes = _Unpickler(file).load()
     except Exception as error:
         raise UserError(f"{path}: not a pickled list of trajectories ({' '.join(str(error).split())})") from error
     if not isinstance(episodes, list) or not all(isinstance(episode, dict) for episode in episodes):
@@ -77,10 +77,22 @@ def _episodes(episodes: list[dict[str, Any]], path: Path) -> Iterator[Episode]:
         missing = [key for key in NEEDED if key not in episode]
         if missing:
             raise UserError(f"{path}: episode {number} has no {', '.join(missing)}; expected {', '.join(NEEDED)}")
-        observations, actions, rewards, terminals = (np.asarray(episode[key]) for key in NEEDED)
-        if terminals.shape != rewards.shape:
+        observations, actions, rewards, terminals = (_array(episode[key], key, number, path) for key in NEEDED)
+        if terminals.shape != rewards.shape or terminals.ndim != 1 or terminals.dtype.kind not in "fiub":
             raise UserError(
-                f"{path}: episode {number} has rewards of shape {rewards.shape} and terminals of {terminals.shape}; "
-                "expected one each per step"
+                f"{path}: episode {number} has rewards of shape {rewards.shape} and terminals of {terminals.shape}, "
+                f"{terminals.dtype}; expected one each per step, true or false"
             )
-        yield Episode(observations, actions, rewards, terminal=bool(len(terminals) and terminals[-1]))
+        if terminals[:-1].any():
+            raise UserError(
+                f"{path}: in episode {number}, terminals is true at step {int(np.argmax(terminals != 0))} of "
+                f"{len(terminals)}; an episode ends there"
+            )
+        yield Episode(observations, actions, rewards, terminal=bool(terminals[-1:].any()))
+
+
+def _array(values: Any, key: str, number: int, path: Path) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise UserError(f"{path}: episode {number} has {key} of unequal length from step to step") from error
