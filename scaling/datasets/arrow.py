@@ -143,8 +143,9 @@ def _piece(batch: pa.RecordBatch, name: str, first: int, seen: set[object], *, l
         _refuse_jumps(_whole("timestep", values["timestep"], name), changes, name, first)
     terminal = _true_or_false(values["terminal"], name)[:rows]
     if (terminal & ~changes).any():
-        row = first + int(np.argmax(terminal & ~changes))
-        raise UserError(f"{name}: terminal is true in row {row}, and episode {episode[row - first]!r} goes on after it")
+        row = int(np.argmax(terminal & ~changes))
+        goes_on = episode[row : row + 1].tolist()[0]
+        raise UserError(f"{name}: terminal is true in row {first + row}, and episode {goes_on!r} goes on after it")
     piece = Piece(
         states_of(values["observation"][:rows], name),
         actions_of(values["action"][:rows], name),
