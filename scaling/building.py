@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -272,7 +273,7 @@ def whole_store(folder: Path) -> Store:
     """
     try:
         store = open_store(folder)
-    except EOFError as error:
+    except (EOFError, tokenize.TokenError) as error:  # of empty files, and of NumPy's headers
         raise UserError(f"{folder}: not a whole store ({error}); make it again with 'scaling data convert'") from error
     wrong = [name for name, fits in _fitting(store).items() if not fits]
     if wrong:

@@ -102,19 +102,20 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
                 names = _columns(file, parquet.schema_arrow)
                 rows = max(1, parquet.metadata.num_rows)
                 size = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)) // rows
-                yield from (b for b in parquet.iter_batches(rows_at_once(4 * size), columns=names) if len(b))
+                for batch in parquet.iter_batches(rows_at_once(4 * size), columns=names):
+                    yield from _slices(batch)
         else:
             with pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as reader:
                 names = _columns(file, reader.schema)
                 for number in range(reader.num_record_batches):
                     yield from _slices(reader.get_batch(number).select(names))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{file}: not a whole {file.suffix} file ({said}); copy or write it again") from error
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch of an Arrow file, which may hold all rows there are; its bytes are used as they lie in the file."""
+    """A batch, valid, cut where it is large: that of an Arrow file may hold all rows there are, as they lie in it."""
     batch.validate(full=True)
     rows = rows_at_once(batch.nbytes // max(1, len(batch)))
     yield from (batch.slice(first, rows) for first in range(0, len(batch), rows))

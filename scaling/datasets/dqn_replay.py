@@ -10,6 +10,7 @@ terminal, whose episode did not end. Pictures are streamed, so a file never lies
 
 import gzip
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ def _unpacked(path: Path) -> Iterator[gzip.GzipFile]:
     try:
         with gzip.open(path) as file:
             yield file
-    except (OSError, EOFError, ValueError, MemoryError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, MemoryError, tokenize.TokenError, zlib.error) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{path}: not a complete gzip of a .npy file ({said}); copy or download it again") from error
 
