@@ -7,8 +7,9 @@ import json
 import os
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,18 @@ def fresh_cache() -> Iterator[None]:
 
 
 def file_identity(source: Path) -> str:
-    """Names the content of a file, or of all files below a folder, by place, size and time of change."""
-    if source.is_dir():
-        return "|".join(file_identity(file) for file in sorted(source.rglob("*")) if file.is_file())
-    stat = source.stat()
+    """Names the content of a file, or of all files below a folder, by place, size and time of change.
+
+    Raises:
+        UserError: it cannot be looked at, or is there no longer.
+
+    """
+    try:
+        if source.is_dir():
+            return "|".join(file_identity(file) for file in sorted(source.rglob("*")) if file.is_file())
+        stat = source.stat()
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from error
     return f"{source.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
@@ -78,44 +87,58 @@ def build_once(identity: Callable[[], str], read: Callable[[], Source], cache: P
     name = hashlib.sha256(f"{STORE_VERSION}|{before}".encode()).hexdigest()[:24]
     folder = (cache or cache_folder()) / "stores" / name
     if not folder.is_dir():
-        with _alone(folder):
+        with alone(folder):
             if not folder.is_dir():
+                for left in folder.parent.glob(f".building-{folder.name}-*"):  # by one who was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 build(folder, read(), lambda: identity() == before)
-    return open_store(folder)
+    return whole_store(folder)
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Nobody else builds this store meanwhile; the lock falls when its holder ends, however it ends."""
+def alone(path: Path) -> Iterator[None]:
+    """Nobody else makes what will be at ``path`` meanwhile; the lock falls when its holder ends, however it ends.
+
+    Raises:
+        UserError: the folder cannot be written.
+
+    """
     with ExitStack() as stack:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(folder.with_suffix(".lock").open("w"))
-        except OSError as error:
-            raise UserError(
-                f"cannot write the data cache {folder.parent}: {error.strerror}; "
-                "set SCALING_CACHE to a folder that can be written"
-            ) from error
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in folder.parent.glob(f".building-{folder.name}-*"):  # by one who was killed
-            shutil.rmtree(left, ignore_errors=True)
+        with _writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Tells what hinders writing: no right to, no room."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the data cache {cache}: {error.strerror or error}; "
+            "set SCALING_CACHE to a folder that can be written and has room"
+        ) from error
 
 
 def build(folder: Path, source: Source, unchanged: Callable[[], bool] = lambda: True) -> None:
     """Write the store under a hidden name and rename it into place.
 
     Raises:
-        UserError: the dataset cannot be used or changed while it was read.
+        UserError: the dataset cannot be used or changed while it was read, or there is no room for the store.
 
     """
-    temporary = Path(tempfile.mkdtemp(prefix=f".building-{folder.name}-", dir=folder.parent))
+    with _writing(folder.parent):
+        temporary = Path(tempfile.mkdtemp(prefix=f".building-{folder.name}-", dir=folder.parent))
     try:
         _write(temporary, source)
         if not unchanged():
             raise UserError(f"{source.name} changed while it was read; wait until it is written, then start again")
-        temporary.chmod(0o755)  # other users of a shared cache may read it
-        temporary.rename(folder)
+        with _writing(folder.parent):
+            temporary.chmod(0o755)  # other users of a shared cache may read it
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -193,34 +216,50 @@ class _Columns:
         np.save(self.folder / "terminal.npy", np.concatenate(self.terminal))
         if sum(map(len, self.labels)) == len(last):
             np.save(self.folder / "policies.npy", np.concatenate(self.labels))
-        _write_returns(self.folder, starts)
+        _write_returns(self.folder, starts, self.source.name)
+        if self.choices > self.source.about.get("choices", self.choices):
+            raise UserError(
+                f"{self.source.name}: actions reach {self.choices - 1}; the dataset says that there are "
+                f"{self.source.about['choices']} choices, numbered from 0 on"
+            )
         noticed = {"transitions_after_last_end": self.rows - int(starts[-1])}
         return noticed | ({"choices": self.choices} if self.choices else {}) | self.source.about
 
     def abandon(self) -> None:
         for column in self.growing.values():
-            column.file.close()
+            with suppress(OSError):  # the first one was told
+                column.file.close()
 
 
 def _write(folder: Path, source: Source) -> None:
     columns = _Columns(folder, source)
     try:
         for piece in source.pieces:
-            columns.add(piece)
-        about = columns.close()
+            with _writing(folder.parent):
+                columns.add(piece)
+        with _writing(folder.parent):
+            about = columns.close()
+            manifest = {"version": STORE_VERSION, "digest": content_digest(folder), "about": about}
+            (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     finally:
         columns.abandon()
-    manifest = {"version": STORE_VERSION, "digest": content_digest(folder), "about": about}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
-def _write_returns(folder: Path, starts: np.ndarray) -> None:
+def _write_returns(folder: Path, starts: np.ndarray, name: str) -> None:
     rewards = np.load(folder / "rewards.npy", mmap_mode="r")
     rtg = _Growing(folder / "rtg.npy", rewards)
-    for first, stop in groups(starts, GROUP):
-        rows = slice(starts[first], starts[stop])
-        rtg.append(returns_to_go(rewards[rows], starts[first : stop + 1] - starts[first]))
-    rtg.close(rtg.rows)
+    try:
+        for first, stop in groups(starts, GROUP):
+            rows = slice(starts[first], starts[stop])
+            with np.errstate(over="ignore"):
+                sums = returns_to_go(rewards[rows], starts[first : stop + 1] - starts[first])
+            if not np.isfinite(sums).all():
+                row = int(starts[first]) + int(np.argmin(np.isfinite(sums)))
+                raise UserError(f"{name}: rewards from row {row} on add up beyond single precision; scale them down")
+            rtg.append(sums)
+        rtg.close(rtg.rows)
+    finally:
+        rtg.file.close()
 
 
 def content_digest(folder: Path) -> str:
@@ -241,3 +280,46 @@ def _hash_rest(file: io.BufferedReader, digest: Any) -> None:
     block = bytearray(BLOCK)
     while count := file.readinto(block):
         digest.update(memoryview(block)[:count])
+
+
+def whole_store(folder: Path) -> Store:
+    """The store in ``folder``, whose arrays fit together.
+
+    Raises:
+        UserError: they do not, or it is not a store.
+
+    """
+    try:
+        store = open_store(folder)
+    except (EOFError, tokenize.TokenError) as error:  # of empty files, and of NumPy's headers
+        raise UserError(f"{folder}: not a whole store ({error}); make it again with 'scaling data convert'") from error
+    wrong = [name for name, fits in _fitting(store).items() if not fits]
+    if wrong:
+        raise UserError(
+            f"{folder}: not a whole store (what is wrong is its {', '.join(wrong)}); make it again with "
+            "'scaling data convert'"
+        )
+    return store
+
+
+def _fitting(store: Store) -> dict[str, bool]:
+    """Whether each part of a store is as :class:`Store` says."""
+    rows, episodes = len(store.rewards), len(store.terminal)
+    starts, policies, about = store.starts, store.policies, store.about
+    vectors, pictures = ((2, np.dtype(np.float32)), (3, np.dtype(np.uint8)))
+    choices = about.get("choices") if isinstance(about, dict) else None
+    return {
+        "states": (store.states.ndim, store.states.dtype) in (vectors, pictures) and len(store.states) == rows,
+        "actions": (store.actions.ndim, store.actions.dtype) in (vectors, (1, np.dtype(np.int64)))
+        and len(store.actions) == rows,
+        "rewards": store.rewards.shape == store.rtg.shape == (rows,) and store.rewards.dtype == store.rtg.dtype,
+        "starts": starts.shape == (episodes + 1,)
+        and starts.dtype == np.int64
+        and (starts[0], starts[-1]) == (0, rows)
+        and bool((np.diff(starts) > 0).all()),
+        "terminal": store.terminal.dtype == bool and store.terminal.ndim == 1 and episodes > 1,
+        "policies": policies is None
+        or (policies.shape == (episodes,) and policies.dtype == np.int32 and bool((policies >= 0).all())),
+        "digest": isinstance(store.digest, str) and len(store.digest) == hashlib.sha256().digest_size * 2,
+        "about": isinstance(about, dict) and (store.actions.ndim != 1 or (isinstance(choices, int) and choices > 0)),
+    }

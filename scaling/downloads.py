@@ -10,7 +10,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 
-from scaling.building import cache_folder
+from scaling.building import alone, cache_folder
 from scaling.errors import UserError
 from scaling.plug import suggestion
 
@@ -60,41 +60,58 @@ def d4rl_file(name: str) -> Path:
 def fetch(url: str, path: Path) -> Path:
     """The file at ``url``, kept as ``path`` with its SHA-256 beside it once it is whole.
 
-    A part that is there already is not fetched again, unless the server has another file by now.
+    A part that is there already is not fetched again, unless the server has another file by now. Who comes second waits
+    for who came first.
 
     Raises:
-        UserError: the server is out of reach, or sent less than it said.
+        UserError: the server is out of reach, or sent less than it said, or there is no room.
 
     """
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with alone(path):
+        if not path.exists():
+            _fetch(url, path)
+    return path
+
+
+def _fetch(url: str, path: Path) -> None:
     part, tag = path.with_suffix(".part"), path.with_suffix(".etag")
     try:
         _fetch_rest(url, part, tag)
-    except urllib.error.HTTPError as error:
-        part.unlink(missing_ok=True)  # a part that the server knows nothing of
-        raise UserError(f"{url}: the server says {error.code} {error.reason}; nothing was kept") from error
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError) as error:
+        digest = _sha256(part)
+        path.with_suffix(".sha256").write_text(f"{digest}  {path.name}\n")
+        part.replace(path)
+        tag.unlink(missing_ok=True)
+    except (OSError, HTTPException) as error:
         have = (
             f"{part.stat().st_size:,} bytes are kept; the same command goes on" if part.exists() else "nothing was kept"
         )
         raise UserError(f"{url}: cannot be fetched ({error}); {have}, or put the file at {path}") from error
+
+
+def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with part.open("rb") as file:
+    with path.open("rb") as file:
         while block := file.read(BLOCK):
             digest.update(block)
-    path.with_suffix(".sha256").write_text(f"{digest.hexdigest()}  {path.name}\n")
-    part.replace(path)
-    tag.unlink(missing_ok=True)
-    return path
+    return digest.hexdigest()
 
 
 def _fetch_rest(url: str, part: Path, tag: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     known = tag.read_text() if have and tag.exists() else ""
     headers = {"Range": f"bytes={have}-", "If-Range": known} if known else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+    try:
+        opened = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
+            return  # all of it was here already
+        if 400 <= error.code < 500:
+            part.unlink(missing_ok=True)  # a part that the server knows nothing of
+        raise
+    with opened as answer:
         goes_on = answer.status == 206
         tag.write_text(answer.headers.get("ETag") or answer.headers.get("Last-Modified") or "")
         with part.open("ab" if goes_on else "wb") as file:

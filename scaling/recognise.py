@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scaling import plug
 from scaling.errors import UserError
+from scaling.source import place_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
@@ -24,7 +25,7 @@ def kind_of(path: str, folder: Path) -> str:
     for prefix, kind in PREFIXES.items():
         if path.startswith(prefix):
             return kind
-    place = folder / Path(path).expanduser()
+    place = place_of(path, folder)
     if not place.exists():
         if re.fullmatch(NAMED, path):
             return "minari"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ INSIDE, TERMINAL, TIMEOUT = 0, 1, 2
 
 ACTION_RANGE = 1.0 + 1e-5
 
+MOST_NUMBERS = 1 << 20
+"""Choices, or policies, that a dataset may number; arrays of this length are made from them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Piece:
@@ -31,7 +35,7 @@ class Piece:
     ends: np.ndarray
     """(transition,), uint8: INSIDE, TERMINAL or TIMEOUT."""
     policies: np.ndarray | None = None
-    """(transition,), int32: number of the policy that acted, where the recording says so."""
+    """(transition,), whole: number of the policy that acted, where the recording says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +48,19 @@ class Source:
     about: dict[str, Any] = field(default_factory=dict)
     """What the reader knows: the environment's id, the number of choices, the names of policies. It may add to this
     until the last piece is read."""
+
+
+def place_of(path: str, folder: Path) -> Path:
+    """Where ``path``, written in a sweep that lies in ``folder``, leads.
+
+    Raises:
+        UserError: it begins with the home of nobody.
+
+    """
+    try:
+        return folder / Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"data.path {path}: there is no such user; give the folder in full") from error
 
 
 def rows_at_once(row_bytes: int, multiple_of: int = 1) -> int:
@@ -65,7 +82,9 @@ def checked(piece: Piece, name: str, first: int) -> Piece:
 
     """
     for key, array in (("states", piece.states), ("actions", piece.actions), ("rewards", piece.rewards)):
-        if array.dtype.kind != "f" or np.isfinite(array.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):  # infinity less infinity
+            total = array.sum(dtype=np.float64)
+        if array.dtype.kind != "f" or np.isfinite(total):
             continue
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         raise UserError(
@@ -74,10 +93,20 @@ def checked(piece: Piece, name: str, first: int) -> Piece:
         )
     if piece.actions.ndim == 2:
         _refuse_large(piece.actions, name, first)
-    elif len(piece.actions) and piece.actions.min() < 0:
-        row = first + int(np.argmin(piece.actions))
-        raise UserError(f"{name}: actions reach {piece.actions.min()} in row {row}; number choices from 0 on")
+    else:
+        _refuse_numbers("actions", piece.actions, name, first)
+    if piece.policies is not None:
+        _refuse_numbers("policies", piece.policies, name, first)
     return piece
+
+
+def _refuse_numbers(key: str, numbers: np.ndarray, name: str, first: int) -> None:
+    wrong = (numbers < 0) | (numbers >= MOST_NUMBERS)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(
+            f"{name}: {key} reach {numbers[row]} in row {first + row}; number them from 0 on, below {MOST_NUMBERS:,}"
+        )
 
 
 def _refuse_large(actions: np.ndarray, name: str, first: int) -> None:
@@ -203,8 +232,20 @@ def reward_of(array: np.ndarray, name: str) -> np.ndarray:
     return _single(array)
 
 
+def policies_of(array: np.ndarray, name: str) -> np.ndarray:
+    """Numbers of policies.
+
+    Raises:
+        UserError: not a whole number per row.
+
+    """
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UserError(f"{name}: policies have shape {array.shape} and type {array.dtype}; expected whole numbers")
+    return array.astype(np.int64)
+
+
 def _single(array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # told by ``checked``, with its row
+    with np.errstate(over="ignore", invalid="ignore"):  # told by ``checked``, with its row
         return array.astype(np.float32)
 
 

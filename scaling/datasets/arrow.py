@@ -27,6 +27,8 @@ from scaling.source import (
     Source,
     actions_of,
     checked,
+    place_of,
+    policies_of,
     reward_of,
     rows_at_once,
     states_of,
@@ -52,7 +54,7 @@ def open(spec: DataSpec, folder: Path) -> Store:
         UserError: there is no file, a column is missing or of the wrong type, or time does not go on.
 
     """
-    path = folder / Path(spec.path).expanduser()
+    path = place_of(spec.path, folder)
     if not path.exists():
         raise UserError(f"data.path: no such file or folder: {path}; give a {' or '.join(SUFFIXES)} file")
     return build_once(lambda: f"arrow|{'|'.join(map(file_identity, _files(path)))}", lambda: read(path))
@@ -72,21 +74,25 @@ def _files(path: Path) -> list[Path]:
 
 def _pieces(files: list[Path], name: str) -> Iterator[Piece]:
     """Each row's end is known from the next row, so one row is held back."""
-    held: pa.RecordBatch | None = None
+    waiting: list[pa.RecordBatch] = []
     seen: set[object] = set()
-    first = 0
+    first = size = 0
     for file in files:
         for batch in _batches(file):
-            if held is not None and held.schema != batch.schema:
+            if waiting and waiting[0].schema != batch.schema:
                 raise UserError(f"{file}: its columns or their types differ from those of the file before it")
-            table = pa.Table.from_batches([batch] if held is None else [held, batch]).combine_chunks()
-            whole = table.to_batches()[0]
-            held = whole.slice(len(whole) - 1)
-            if len(whole) > 1:
+            waiting.append(batch)
+            size += batch.nbytes
+            if size >= rows_at_once(1) and (whole := _joined(waiting)).num_rows > 1:
                 yield _piece(whole, name, first, seen, last=False)
                 first += len(whole) - 1
-    if held is not None:
-        yield _piece(held, name, first, seen, last=True)
+                waiting, size = [whole.slice(len(whole) - 1)], 0
+    if waiting:
+        yield _piece(_joined(waiting), name, first, seen, last=True)
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def _batches(file: Path) -> Iterator[pa.RecordBatch]:
@@ -96,15 +102,23 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
                 names = _columns(file, parquet.schema_arrow)
                 rows = max(1, parquet.metadata.num_rows)
                 size = sum(parquet.metadata.row_group(i).total_byte_size for i in range(parquet.num_row_groups)) // rows
-                yield from (b for b in parquet.iter_batches(rows_at_once(4 * size), columns=names) if len(b))
+                for batch in parquet.iter_batches(rows_at_once(4 * size), columns=names):
+                    yield from _slices(batch)
         else:
             with pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as reader:
                 names = _columns(file, reader.schema)
-                batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
-                yield from (b.select(names) for b in batches if len(b))
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+                for number in range(reader.num_record_batches):
+                    yield from _slices(reader.get_batch(number).select(names))
+    except (OSError, ValueError, pa.ArrowException) as error:
         said = " ".join(str(error).split())
         raise UserError(f"{file}: not a whole {file.suffix} file ({said}); copy or write it again") from error
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch, valid, cut where it is large: that of an Arrow file may hold all rows there are, as they lie in it."""
+    batch.validate(full=True)
+    rows = rows_at_once(batch.nbytes // max(1, len(batch)))
+    yield from (batch.slice(first, rows) for first in range(0, len(batch), rows))
 
 
 def _columns(file: Path, schema: pa.Schema) -> list[str]:
@@ -121,26 +135,48 @@ def _piece(batch: pa.RecordBatch, name: str, first: int, seen: set[object], *, l
             row = first + int(np.argmax(batch[column].is_null().to_numpy(zero_copy_only=False)))
             raise UserError(f"{name}: {column} is missing in row {row}")
     rows = len(batch) if last else len(batch) - 1
-    episode = batch["episode"].to_numpy(zero_copy_only=False)
+    values = {key: _numbers(batch[key], key, name, first) for key in batch.schema.names if key != "episode"}
+    episode = _episode_names(batch["episode"], name)
     changes = np.ones(rows, bool)
     changes[: len(episode) - 1] = episode[1 : rows + 1] != episode[: min(rows, len(episode) - 1)]
     _refuse_scattered(episode[:rows][changes], name, seen)
-    if "timestep" in batch.schema.names:
-        _refuse_jumps(batch["timestep"].to_numpy(zero_copy_only=False), changes, name, first)
-    terminal = _numbers(batch["terminal"], name).astype(bool)[:rows]
+    if "timestep" in values:
+        _refuse_jumps(_whole("timestep", values["timestep"], name), changes, name, first)
+    terminal = _true_or_false(values["terminal"], name)[:rows]
     if (terminal & ~changes).any():
-        row = first + int(np.argmax(terminal & ~changes))
-        raise UserError(f"{name}: terminal is true in row {row}, and episode {episode[row - first]!r} goes on after it")
-    ends = np.where(changes, np.where(terminal, TERMINAL, TIMEOUT), INSIDE).astype(np.uint8)
-    policies = _numbers(batch["policy"], name)[:rows].astype(np.int32) if "policy" in batch.schema.names else None
+        row = int(np.argmax(terminal & ~changes))
+        goes_on = episode[row : row + 1].tolist()[0]
+        raise UserError(f"{name}: terminal is true in row {first + row}, and episode {goes_on!r} goes on after it")
     piece = Piece(
-        states_of(_numbers(batch["observation"], name)[:rows], name),
-        actions_of(_numbers(batch["action"], name)[:rows], name),
-        reward_of(_numbers(batch["reward"], name)[:rows], name),
-        ends,
-        policies,
+        states_of(values["observation"][:rows], name),
+        actions_of(values["action"][:rows], name),
+        reward_of(values["reward"][:rows], name),
+        ends=np.where(changes, np.where(terminal, TERMINAL, TIMEOUT), INSIDE).astype(np.uint8),
+        policies=policies_of(values["policy"][:rows], name) if "policy" in values else None,
     )
     return checked(piece, name, first)
+
+
+def _episode_names(column: pa.Array, name: str) -> np.ndarray:
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    kind = plain.type
+    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(f"{name}: episode has type {kind}; expected whole numbers or text")
+    return plain.to_numpy(zero_copy_only=False)
+
+
+def _whole(key: str, values: np.ndarray, name: str) -> np.ndarray:
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise UserError(f"{name}: {key} has shape {values.shape} and type {values.dtype}; expected whole numbers")
+    return values.astype(np.int64)
+
+
+def _true_or_false(values: np.ndarray, name: str) -> np.ndarray:
+    if values.ndim != 1 or values.dtype.kind not in "fiub":
+        raise UserError(
+            f"{name}: terminal has shape {values.shape} and type {values.dtype}; expected true or false, (row,)"
+        )
+    return values.astype(bool)
 
 
 def _refuse_scattered(ended: np.ndarray, name: str, seen: set[object]) -> None:
@@ -152,7 +188,7 @@ def _refuse_scattered(ended: np.ndarray, name: str, seen: set[object]) -> None:
 
 def _refuse_jumps(timestep: np.ndarray, changes: np.ndarray, name: str, first: int) -> None:
     inside = np.flatnonzero(~changes[: len(timestep) - 1])
-    jumps = inside[timestep[inside + 1] != timestep[inside] + 1]
+    jumps = inside[np.diff(timestep)[inside] != 1]
     if len(jumps):
         row = int(jumps[0])
         raise UserError(
@@ -161,18 +197,17 @@ def _refuse_jumps(timestep: np.ndarray, changes: np.ndarray, name: str, first: i
         )
 
 
-def _numbers(column: pa.Array, name: str) -> np.ndarray:
+def _numbers(column: pa.Array, key: str, name: str, first: int) -> np.ndarray:
     """A column as an array; lists become rows."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        flat = column.flatten()
-        lengths = (
-            np.full(len(column), column.type.list_size)
-            if pa.types.is_fixed_size_list(column.type)
-            else column.value_lengths().to_numpy()
-        )
-        if len(set(lengths.tolist())) > 1:
+    if pa.types.is_fixed_size_list(column.type):
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        lengths = column.value_lengths().to_numpy()
+        other = np.flatnonzero(lengths != lengths[0])
+        if len(other):
             raise UserError(
-                f"{name}: lists of one column have {lengths.min()} to {lengths.max()} numbers; all must have as many"
+                f"{name}: {key} has {lengths[0]} numbers in row {first} and {lengths[other[0]]} in row "
+                f"{first + int(other[0])}; all rows must have as many"
             )
-        return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), int(lengths[0]))
     return column.to_numpy(zero_copy_only=False)

@@ -26,6 +26,8 @@ from scaling.source import (
     Source,
     actions_of,
     checked,
+    place_of,
+    policies_of,
     reward_of,
     rows_at_once,
     states_of,
@@ -64,7 +66,7 @@ def locate(path: str, folder: Path) -> Path:
         return assets / f"{name}.hdf5"
     if path.startswith(REMOTE):
         return d4rl_file(path.removeprefix(REMOTE))
-    file = folder / Path(path).expanduser()
+    file = place_of(path, folder)
     if not file.is_file():
         raise UserError(
             f"data.path: no such file: {file}; give a D4RL HDF5 file, {REMOTE}hopper-medium-v2 to download one, or "
@@ -89,12 +91,18 @@ def read(path: Path, step_limit: int | None = None) -> Source:
     """The transitions of the file, checked as they are read."""
     with _Opened(path) as file:
         _check(path, file)
-        env_id = file.attrs.get("env_id")
-        env_id = None if env_id is None else str(env_id)
+        env_id = _env_id(file)
         limit = step_limit if "timeouts" not in file or step_limit else None
         if "timeouts" not in file and limit is None:
             limit = _limit_of(env_id, path)
     return Source(str(path), _pieces(path, limit), {"env_id": env_id})
+
+
+def _env_id(file: h5py.File) -> str | None:
+    found = file.attrs.get("env_id")
+    if isinstance(found, bytes):
+        return found.decode(errors="replace")
+    return None if found is None else str(found)
 
 
 class _Opened:
@@ -112,7 +120,7 @@ class _Opened:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.file.close()
-        if isinstance(error, OSError | RuntimeError | KeyError | ValueError):
+        if isinstance(error, OSError | RuntimeError | KeyError | ValueError | TypeError | MemoryError):
             raise self._damaged(error) from error
 
     def _damaged(self, error: BaseException) -> UserError:
@@ -170,7 +178,7 @@ def _pieces(path: Path, limit: int | None) -> Iterator[Piece]:
                 actions_of(columns["actions"], str(path)),
                 reward_of(columns["rewards"], str(path)),
                 ends,
-                columns["policies"].astype(np.int32) if "policies" in columns else None,
+                policies_of(columns["policies"], str(path)) if "policies" in columns else None,
             )
             yield checked(piece, str(path), first)
 
@@ -185,8 +193,8 @@ def _ends(columns: dict[str, np.ndarray], limit: int | None, since: int) -> tupl
     stops = np.flatnonzero(ends != INSIDE)
     if limit is not None:
         begins = np.concatenate([[-since], stops + 1])
-        for begin, stop in zip(begins.tolist(), [*stops.tolist(), len(ends)], strict=True):
-            cut = np.arange(begin + limit - 1, stop, limit)
-            ends[cut[cut >= 0]] = TIMEOUT
+        rows = np.arange(len(ends))
+        steps = rows - begins[np.searchsorted(stops, rows)] + 1
+        ends[(ends == INSIDE) & (steps % limit == 0)] = TIMEOUT
         stops = np.flatnonzero(ends != INSIDE)
     return ends, len(ends) - 1 - int(stops[-1]) if len(stops) else since + len(ends)

@@ -10,6 +10,7 @@ terminal, whose episode did not end. Pictures are streamed, so a file never lies
 
 import gzip
 import re
+import tokenize
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import numpy as np
 from scaling.building import build_once, file_identity
 from scaling.errors import UserError
 from scaling.layers.conv_encoder import SIDE
-from scaling.source import INSIDE, TERMINAL, Piece, Source, checked
+from scaling.source import INSIDE, TERMINAL, Piece, Source, checked, place_of, reward_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
@@ -56,7 +57,7 @@ def open(spec: DataSpec, folder: Path) -> Store:
         UserError: there is no such folder, a file is missing or damaged, or no episode is whole.
 
     """
-    place = folder / Path(spec.path).expanduser()
+    place = place_of(spec.path, folder)
     return build_once(lambda: "dqn_replay|" + "|".join(map(file_identity, _files(place))), lambda: read(place))
 
 
@@ -82,7 +83,7 @@ def _pieces(place: Path, about: dict[str, Any]) -> Iterator[Piece]:
             piece = Piece(
                 pictures[kept],
                 log.action[rows][kept].astype(np.int64),
-                log.reward[rows][kept].astype(np.float32),
+                reward_of(log.reward[rows][kept], str(_file(place, "reward", number))),
                 ends[rows][kept],
             )
             yield checked(piece, str(_file(place, "action", number)), first)
@@ -123,8 +124,9 @@ def _unpacked(path: Path) -> Iterator[gzip.GzipFile]:
     try:
         with gzip.open(path) as file:
             yield file
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path}: not a complete gzip of a .npy file ({error}); copy or download it again") from error
+    except (OSError, EOFError, ValueError, MemoryError, tokenize.TokenError, zlib.error) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: not a complete gzip of a .npy file ({said}); copy or download it again") from error
 
 
 def _array(path: Path) -> np.ndarray:

@@ -5,17 +5,18 @@
 after which no action was taken, is left out.
 """
 
-import json
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from scaling.building import build_once, file_identity
 from scaling.errors import UserError
-from scaling.source import Episode, Source, packed
+from scaling.source import Episode, Source, packed, place_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
@@ -45,13 +46,14 @@ def locate(path: str, folder: Path) -> Path:
         UserError: neither exists.
 
     """
-    beside = folder / Path(path).expanduser()
+    beside = place_of(path, folder)
     if recognises(beside):
         return beside
     minari = _package()
     named = Path(minari.storage.get_dataset_path(path))
     if not recognises(named):
-        known = ", ".join(sorted(minari.list_local_datasets())) or "none"
+        with _quietly():  # Minari warns of folders that are no datasets
+            known = ", ".join(sorted(minari.list_local_datasets())) or "none"
         raise UserError(
             f"data.path: no Minari dataset {path!r} on this machine (known: {known}); "
             f"fetch it with 'minari download {path}', or give its folder"
@@ -70,28 +72,45 @@ def _package() -> Any:
 def read(place: Path) -> Source:
     """All episodes of the dataset."""
     minari = _package()
-    try:
+    with _damage_told(place):
         dataset = minari.MinariDataset(place / "data")
         about = {"env_id": _env_id(dataset), **_choices(dataset.action_space)}
-    except (OSError, KeyError, ValueError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{place}: not a whole Minari dataset ({error}); download it again") from error
     return Source(str(place), packed(_episodes(dataset, place), str(place)), about)
 
 
 def _env_id(dataset: Any) -> str | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Minari warns where the environment is not known
+    with _quietly():  # Minari warns where the environment is not known
         found = dataset.env_spec
     return None if found is None else str(found.id)
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _damage_told(place: Path) -> Iterator[None]:
+    """Minari asserts, and passes on whatever HDF5, Arrow and JSON raise."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{place}: not a whole Minari dataset ({said}); download or record it again") from error
+
+
 def _choices(space: Any) -> dict[str, int]:
-    return {"choices": int(space.n)} if hasattr(space, "n") else {}
+    return {"choices": int(space.n)} if isinstance(space, gymnasium.spaces.Discrete) else {}
 
 
 def _episodes(dataset: Any, place: Path) -> Iterator[Episode]:
-    shift = int(getattr(dataset.action_space, "start", 0))
-    try:
+    space = dataset.action_space
+    shift = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
+    with _damage_told(place):
         for episode in dataset.iterate_episodes():
             if isinstance(episode.observations, dict | tuple) or isinstance(episode.actions, dict | tuple):
                 raise UserError(
@@ -105,5 +124,3 @@ def _episodes(dataset: Any, place: Path) -> Iterator[Episode]:
                 rewards=np.asarray(episode.rewards),
                 terminal=bool(np.any(episode.terminations)),
             )
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{place}: an episode cannot be read ({error}); download the dataset again") from error

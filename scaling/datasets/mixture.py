@@ -26,7 +26,8 @@ def open(spec: DataSpec, folder: Path) -> Store:
         raise UserError(f"data.parts must name at least two datasets to mix: {list(spec.parts)}")
     stores = [open_path(part, folder) for part in spec.parts]
     _refuse_unlike(stores, spec.parts)
-    return build_once(lambda: "mixture|" + "|".join(store.digest for store in stores), lambda: read(stores, spec.parts))
+    known = [(part, store.digest, store.about) for part, store in zip(spec.parts, stores, strict=True)]
+    return build_once(lambda: f"mixture|{known}", lambda: read(stores, spec.parts))
 
 
 def read(stores: list[Store], parts: tuple[str, ...]) -> Source:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from scaling.building import whole_store
 from scaling.errors import UserError
+from scaling.source import place_of
 from scaling.spec import DataSpec
-from scaling.store import Store, open_store
+from scaling.store import Store
 
 FIELDS = ("path",)
 
@@ -21,7 +23,7 @@ def open(spec: DataSpec, folder: Path) -> Store:
         UserError: there is no store, or it is not whole.
 
     """
-    path = folder / Path(spec.path).expanduser()
+    path = place_of(spec.path, folder)
     if not path.is_dir():
         raise UserError(f"data.path: no such folder: {path}; make a store with 'scaling data convert'")
-    return open_store(path)
+    return whole_store(path)
