@@ -5,6 +5,7 @@ theta is c^T information^-1 c, up to the noise; one more run of a cell adds its 
 section 10.2 on c-optimal designs). Parameters are kept identifiable by a ridge far below the information at hand.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from scaling.data import SETTINGS
 from scaling.errors import UserError
 from scaling.fit import Fit
 from scaling.law import names
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec
+from scaling.spec import PARTS, upgraded
 
 VERDICT, DATA_GAIN, MODEL_GAIN = "verdict", "data_gain", "model_gain"
 QUANTITIES = (VERDICT, DATA_GAIN, MODEL_GAIN)
@@ -141,7 +142,7 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
     frame = fitted.data.frame
     if "spec" not in frame or not frame["spec"].notna().all():
         raise UserError("the table holds no specs, so no sweep can be written")
-    base = json.loads(frame["spec"].iloc[0])
+    base = upgraded(json.loads(frame["spec"].iloc[0]))
     fresh = itertools.count(int(max(frame["seed"].max(), frame["draw"].max())) + 1)
     keys = {"width": "model.width", "depth": "model.depth", "context": "model.context", "kind": "model.kind"}
     keys |= {"fraction": "data.fraction"}
@@ -155,8 +156,9 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
         part, _, leaf = keys[key].partition(".")
         del base[part][leaf]
     del base["seed"], base["data"]["draw"]
-    for part, defaults in (("model", ModelSpec()), ("data", DataSpec()), ("evaluate", EvaluateSpec())):
-        base[part] = {key: value for key, value in base[part].items() if value != getattr(defaults, key)}
+    for part, kind in PARTS.items():
+        defaults = json.loads(json.dumps(dataclasses.asdict(kind())))
+        base[part] = {key: value for key, value in base[part].items() if value != defaults[key]}
     text = {"name": name, "question": "What would narrow the verdict most?", "base": base, "axes": {axis: points}}
     written: str = yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=110)
     return written

@@ -26,10 +26,9 @@ from typing import Any
 from scaling import yaml_values
 from scaling.errors import UserError
 from scaling.plug import suggestion
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec
+from scaling.spec import PARTS, RunSpec
 from scaling.yaml_values import Located
 
-PARTS: dict[str, type] = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec, "evaluate": EvaluateSpec}
 TOP = ("name", "question", "base", "axes", "skip", "tuned")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from scaling import plug, spec as specs
 from scaling.errors import UserError
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec
+from scaling.spec import PARTS, DataSpec, EvaluateSpec, RunSpec, Space, TrainSpec
 from scaling.subsets import FIXED_ORDERS
 
 COMMON: dict[str, set[str]] = {
@@ -17,14 +17,8 @@ COMMON: dict[str, set[str]] = {
 }
 """Fields that every kind reads."""
 
-DEFAULTS: dict[str, Any] = {
-    "model": ModelSpec(),
-    "data": DataSpec(),
-    "train": TrainSpec(),
-    "evaluate": EvaluateSpec(),
-}
+DEFAULTS: dict[str, Any] = {name: kind() for name, kind in PARTS.items()}
 """Parts of a spec with fields that a run may ignore."""
-
 
 WITHOUT_KIND = {
     "evaluate": " without evaluate.env, or in the environment it names",

@@ -280,6 +280,10 @@ class EvaluateSpec:
         _refuse(self.max_steps < 1, f"evaluate.max_steps must be at least 1: {self.max_steps}")
 
 
+PARTS: dict[str, type] = {"model": ModelSpec, "data": DataSpec, "train": TrainSpec, "evaluate": EvaluateSpec}
+"""The parts of a run's spec, by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
     """One run."""
@@ -309,6 +313,15 @@ def from_dict(values: dict[str, Any]) -> RunSpec:
         evaluate=EvaluateSpec(**_with_tuples(values["evaluate"])),
         seed=values["seed"],
     )
+
+
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A spec as plain values, of this version or of version 2, with the fields of this version."""
+    part = dict(values["evaluate"])
+    if "target_return" in part:
+        target = part.pop("target_return")
+        part["targets"] = [] if target is None else [target]
+    return {**values, "evaluate": part}
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 from scaling import decision_figures as decisions, figures, results
 from scaling.cli import main
+from scaling.spec import from_dict, upgraded
 from scaling.study import study
 
 from conftest import loss_world, with_specs
@@ -143,6 +144,14 @@ def test_next_writes_a_sweep_and_power_reads_it(tmp_path):
     )
     assert code == 0
     assert "(10 worlds each)" in " ".join(said.split())
+
+
+def test_a_table_of_the_last_version_still_says_what_to_run_next(tmp_path):
+    """Its specs name one target return; the sweep that is written names a list."""
+    recorded = ROOT / "analysis" / "results" / "models_on_hopper_mini.parquet"
+    assert '"target_return": 3600.0' in results.read_frame(recorded)["spec"].iloc[0]
+    base = upgraded(json.loads(results.read_frame(recorded)["spec"].iloc[0]))
+    assert from_dict(base).evaluate.targets == (3600.0,)
 
 
 @pytest.mark.parametrize(
