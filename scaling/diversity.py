@@ -19,7 +19,8 @@ SEED = 20240603
 """Of the projections and samples, the same for every run."""
 DIRECTIONS, BINS = 3, 16
 """Of the grid whose cells are counted: each axis is a random direction, cut into bins equally full over the dataset."""
-SAMPLE, PICTURES = 20_000, 2_000
+CELLS = BINS**DIRECTIONS
+SAMPLE, PICTURES = 200_000, 2_000
 """Points at most that stand for a dataset or subset when cells are counted; fewer where they are pictures."""
 NEIGHBOURS, POINTS = 4, 2_000
 """Of the entropy estimate; always as many points, so that its bias is the same for subsets of any size."""
@@ -38,14 +39,9 @@ def diversity(windows: Windows) -> dict[str, Any]:
     return {
         "return_quantiles": np.quantile(returns, QUANTILES).tolist(),
         "return_sd": float(returns.std()),
-        "coverage": len(np.unique(cells)) / scale.occupied,
+        "coverage": len(np.unique(cells)) / CELLS,
         "entropy": knn_entropy(scale.points(_sample(windows, generator, POINTS)), NEIGHBOURS),
     }
-
-
-def coverage(store: Store) -> tuple[int, int]:
-    """Cells that the dataset visits, and how many there are."""
-    return _Scale(store).occupied, BINS**DIRECTIONS
 
 
 def projection(store: Store, most: int) -> np.ndarray:
@@ -108,7 +104,6 @@ class _Scale:
         self.directions = generator.standard_normal((raw.shape[1], DIRECTIONS))
         along = raw / self.deviation @ self.directions
         self.edges = np.quantile(along, np.linspace(0, 1, BINS + 1)[1:-1], axis=0)
-        self.occupied = len(np.unique(self.cells(rows)))
 
     def points(self, rows: np.ndarray) -> np.ndarray:
         """(row, component) behaviour in the scale of the dataset."""

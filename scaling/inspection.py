@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from scaling.diversity import DIRECTIONS, coverage, diversity, projection
+from scaling.diversity import CELLS, DIRECTIONS, diversity, projection
 from scaling.figures import DATA_COLOUR, style
 from scaling.spec import ModelSpec, RunSpec
 from scaling.store import Store
@@ -22,7 +22,6 @@ NAMED = 10
 def facts(store: Store) -> dict[str, Any]:
     """The numbers, by name."""
     space, lengths, returns = store.space, store.lengths, store.returns
-    occupied, cells = coverage(store)
     spread = diversity(Windows(store, np.arange(len(lengths)), RunSpec(model=ModelSpec(context=1))))
     told = {
         "transitions": len(store.rewards),
@@ -34,7 +33,7 @@ def facts(store: Store) -> dict[str, Any]:
         "lengths": _five(lengths),
         "ended by the environment": f"{np.count_nonzero(store.terminal):,}",
         "cut by a limit": f"{np.count_nonzero(~store.terminal):,}",
-        "cells of state and action visited": f"{occupied:,} of {cells:,}, in {DIRECTIONS} random directions",
+        "cells of state and action visited": f"{spread['coverage']:.1%} of {CELLS:,}, along {DIRECTIONS} random lines",
         "entropy of states and actions": "-" if spread["entropy"] is None else f"{spread['entropy']:.2f} nats",
         "digest": store.digest,
     }

@@ -52,7 +52,7 @@ COLUMNS = (
     Column("episodes", pa.int64(), "episodes", "episodes in the training subset"),
     Column("return_quantiles", pa.list_(pa.float64()), "reward", "of the subset's returns, at 0, 1/4, 1/2, 3/4, 1"),
     Column("return_sd", pa.float64(), "reward", "standard deviation of the subset's returns"),
-    Column("coverage", pa.float64(), "", "share of the dataset's cells of state and action that the subset visits"),
+    Column("coverage", pa.float64(), "", "share of 4,096 cells of state and action that the subset visits"),
     Column("entropy", pa.float64(), "nats", "of the subset's states and actions, from neighbours of 2,000 of them"),
     Column("updates", pa.int64(), "updates", "optimiser steps taken"),
     Column("tokens_seen", pa.int64(), "tokens", "3 x context x batch x updates, padding included"),

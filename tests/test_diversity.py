@@ -50,7 +50,7 @@ def test_of_two_subsets_of_equal_size_the_more_varied_one_covers_more(tmp_path, 
     assert varied["coverage"] > 1.3 * same["coverage"]
     assert varied["entropy"] > same["entropy"] + 1.0
     whole = diversity(Windows(store, np.arange(40), SPEC))
-    assert whole["coverage"] == 1.0
+    assert whole["coverage"] >= varied["coverage"]
     assert whole["return_quantiles"] == pytest.approx([0.0, 975.0, 1950.0, 2925.0, 3900.0])
     assert whole["return_sd"] == pytest.approx(100 * np.arange(40).std())
 
