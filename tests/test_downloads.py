@@ -5,6 +5,7 @@ import http.server
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from conftest import make_columns, write_hdf5
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """One file, whatever the path; ``content``, ``etag``, ``cut`` and ``status`` say how it is served."""
+    """One file, whatever the path; ``content``, ``etag``, ``cut``, ``status`` and ``delay`` say how it is served."""
 
-    content, etag, cut, status = b"", '"one"', 0, 200
+    content, etag, cut, status, delay = b"", '"one"', 0, 200, 0.0
     asked: list[str | None]
+    sent: int
 
     @property
     def url(self) -> str:
@@ -38,6 +40,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted, content = self.headers.get("Range"), self.server.content
         self.server.asked.append(wanted)
+        time.sleep(self.server.delay)
         if self.server.status != 200:
             self.send_error(self.server.status)
             return
@@ -53,7 +56,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
         if self.server.etag:
             self.send_header("ETag", self.server.etag)
         self.end_headers()
-        self.wfile.write(content[first : self.server.cut or None])
+        self.server.sent += self.wfile.write(content[first : self.server.cut or None])
 
     def log_message(self, *args: object) -> None:
         """Nothing."""
@@ -62,7 +65,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Answer) as server:
-        server.asked, server.content = [], bytes(range(256)) * 4000
+        server.asked, server.sent, server.content = [], 0, bytes(range(256)) * 4000
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -97,6 +100,7 @@ def test_a_download_goes_on_where_the_connection_was_cut(tmp_path, server):
     assert not path.exists()
     assert fetch(server.url, path).read_bytes() == server.content
     assert server.asked == [None, "bytes=300000-"]
+    assert server.sent == len(server.content)
 
 
 def test_a_file_that_changed_on_the_server_meanwhile_is_fetched_from_its_beginning(tmp_path, server):
@@ -171,7 +175,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, server):
 
 
 def test_two_that_want_one_file_at_the_same_time_fetch_it_once(tmp_path, server):
-    path = tmp_path / "x.hdf5"
+    path, server.delay = tmp_path / "x.hdf5", 0.3
     threads = [threading.Thread(target=fetch, args=(server.url, path)) for _ in range(4)]
     for thread in threads:
         thread.start()

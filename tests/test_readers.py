@@ -456,6 +456,13 @@ def test_what_is_no_parquet_or_arrow_file_is_refused(tmp_path):
     refused("arrow", tmp_path / "none.parquet", "no such file or folder")
 
 
+def test_text_that_is_no_text_is_refused(tmp_path):
+    offsets = np.arange(61, dtype=np.int32)
+    names = pa.StringArray.from_buffers(60, pa.py_buffer(offsets), pa.py_buffer(b"a" * 59 + b"\xff"))
+    for write, name in ((as_parquet, "x.parquet"), (as_ipc, "x.arrow")):
+        refused("arrow", write(tmp_path / name, table(episode=names)), f"{name}: not a whole .* UTF8")
+
+
 def test_files_without_rows_among_others_change_nothing(tmp_path):
     folder = as_folder(tmp_path / "logs", table())
     as_parquet(folder / "part-0021.parquet", table().slice(0, 0))

@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pyarrow as pa
 
 from scaling.building import build_once, file_identity
 from scaling.errors import UserError
@@ -111,6 +112,7 @@ def _episodes(dataset: Any, place: Path) -> Iterator[Episode]:
     space = dataset.action_space
     shift = int(space.start) if isinstance(space, gymnasium.spaces.Discrete) else 0
     with _damage_told(place):
+        _refuse_invalid_arrow(place)
         for episode in dataset.iterate_episodes():
             if isinstance(episode.observations, dict | tuple) or isinstance(episode.actions, dict | tuple):
                 raise UserError(
@@ -124,3 +126,11 @@ def _episodes(dataset: Any, place: Path) -> Iterator[Episode]:
                 rewards=np.asarray(episode.rewards),
                 terminal=bool(np.any(episode.terminations)),
             )
+
+
+def _refuse_invalid_arrow(place: Path) -> None:
+    """Minari takes Arrow files as they are, and Arrow ends the process at one that contradicts itself."""
+    for file in sorted((place / "data").rglob("*.arrow")):
+        with pa.memory_map(str(file)) as mapped, pa.ipc.open_file(mapped) as reader:
+            for number in range(reader.num_record_batches):
+                reader.get_batch(number).validate(full=True)
