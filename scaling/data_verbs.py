@@ -21,15 +21,21 @@ def data_group() -> None:
     """
 
 
+STEP_LIMIT = click.option(
+    "--step-limit", type=click.IntRange(1), help="D4RL files without timeouts: steps after which an episode was cut."
+)
+
+
 @data_group.command("inspect")
 @click.argument("path")
+@STEP_LIMIT
 @click.option("--figure", type=PATH, help="Where the figure goes.  [default: results/NAME.inspect.png]")
-def inspect_verb(path: str, figure: Path | None) -> None:
+def inspect_verb(path: str, step_limit: int | None, figure: Path | None) -> None:
     """Say what PATH is: episodes, returns, lengths, how episodes ended, how varied they are; with a figure."""
     from scaling import inspection, recognise  # optional extra: train
 
     kind = recognise.kind_of(path, Path())
-    store = recognise.open_path(path, Path())
+    store = recognise.open_path(path, Path(), step_limit)
     table = Table(show_header=False, box=None)
     table.add_row("recognised as", kind)
     for name, value in inspection.facts(store).items():
@@ -44,26 +50,28 @@ def inspect_verb(path: str, figure: Path | None) -> None:
 @data_group.command("convert")
 @click.argument("source")
 @click.argument("target")
-def convert_verb(source: str, target: str) -> None:
+@STEP_LIMIT
+def convert_verb(source: str, target: str, step_limit: int | None) -> None:
     """Write SOURCE as TARGET: a .hdf5 (D4RL layout) or .parquet file, minari:NAME-v0, or the folder of a store."""
     from scaling import exports, recognise  # optional extra: train
 
-    store = recognise.open_path(source, Path())
+    store = recognise.open_path(source, Path(), step_limit)
     place = exports.export(store, target)
     click.echo(f"{len(store.rewards):,} transitions, {len(store.lengths):,} episodes -> {place}")
 
 
 @data_group.command("verify")
 @click.argument("path")
-def verify_verb(path: str) -> None:
+@STEP_LIMIT
+def verify_verb(path: str, step_limit: int | None) -> None:
     """Read all of PATH again, with every check, and compare it with the store that trials use."""
     from scaling import recognise, verification  # optional extra: train
 
     kind = recognise.kind_of(path, Path())
-    wrong = verification.faults(path, kind)
+    wrong = verification.faults(path, kind, step_limit)
     if wrong:
         raise UserError(f"{path}: {'; '.join(wrong)}")
-    store = recognise.open_path(path, Path())
+    store = recognise.open_path(path, Path(), step_limit)
     click.echo(
         f"{path}: {kind}, {len(store.rewards):,} transitions, {len(store.lengths):,} episodes, all finite, "
         f"digest {store.digest[:16]}: nothing wrong"

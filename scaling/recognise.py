@@ -37,13 +37,18 @@ def kind_of(path: str, folder: Path) -> str:
     return found[0]
 
 
-def open_path(path: str, folder: Path) -> Store:
+def open_path(path: str, folder: Path, step_limit: int | None = None) -> Store:
     """The dataset at ``path``, whatever its kind.
+
+    Args:
+        path: what would stand as ``data.path``.
+        folder: from where it is seen.
+        step_limit: see ``data.step_limit``.
 
     Raises:
         UserError: it cannot be used.
 
     """
     kind = kind_of(path, folder)
-    store: Store = plug.load("datasets", kind).open(DataSpec(kind=kind, path=path), folder)
+    store: Store = plug.load("datasets", kind).open(DataSpec(kind=kind, path=path, step_limit=step_limit), folder)
     return store

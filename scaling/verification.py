@@ -14,18 +14,18 @@ ROWS = 1 << 18
 """Rows looked at together."""
 
 
-def faults(path: str, kind: str) -> list[str]:
+def faults(path: str, kind: str, step_limit: int | None = None) -> list[str]:
     """What is wrong with the dataset at ``path``; what cannot be read at all is an error instead.
 
     Raises:
         UserError: the dataset cannot be read.
 
     """
-    store = open_path(path, Path())
+    store = open_path(path, Path(), step_limit)
     wrong = _of_store(store)
     if kind != "store":
         with fresh_cache():
-            digest = open_path(path, Path()).digest
+            digest = open_path(path, Path(), step_limit).digest
         if digest != store.digest:
             wrong.append("the store in the cache holds something else than the file; remove the data cache")
     if kind == "d4rl":

@@ -75,6 +75,18 @@ def test_what_is_written_reads_back_equal_to_the_last_bit(here, hdf5, target):
     assert sorted(p.name for p in here.glob(".*")) == []
 
 
+def test_a_file_without_timeouts_is_cut_where_the_user_says(here, columns):
+    del columns["timeouts"]
+    columns["terminals"][:] = False
+    write_hdf5(here / "old.hdf5", columns)
+    code, said = scaling("verify", "old.hdf5")
+    assert code == 2
+    assert "1000 for Gym MuJoCo" in said
+    assert "119 transitions, 7 episodes" in scaling("verify", "old.hdf5", "--step-limit", "17")[1]
+    assert scaling("convert", "old.hdf5", "new", "--step-limit", "17")[0] == 0
+    assert open_path("new", here).lengths.tolist() == [17] * 7
+
+
 def test_choices_survive_every_format(here, columns):
     columns["actions"] = (columns["actions"][:, 0] > 0).astype(np.int64)
     write_hdf5(here / "choices.hdf5", columns)

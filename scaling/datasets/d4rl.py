@@ -158,7 +158,7 @@ def _limit_of(env_id: str | None, path: Path) -> int:
     if limit is None:
         raise UserError(
             f"{path}: there is no 'timeouts', so episodes that a time limit cut cannot be told apart, and the file "
-            "names no environment with a limit; give data.step_limit, 1000 for Gym MuJoCo"
+            "names no environment with a limit; give data.step_limit (--step-limit), 1000 for Gym MuJoCo"
         )
     return limit
 

@@ -12,7 +12,7 @@ from scaling.source import Source, pieces_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
-FIELDS = ("parts",)
+FIELDS = ("parts", "step_limit")
 
 
 def open(spec: DataSpec, folder: Path) -> Store:
@@ -24,7 +24,7 @@ def open(spec: DataSpec, folder: Path) -> Store:
     """
     if len(spec.parts) < 2:
         raise UserError(f"data.parts must name at least two datasets to mix: {list(spec.parts)}")
-    stores = [open_path(part, folder) for part in spec.parts]
+    stores = [open_path(part, folder, spec.step_limit) for part in spec.parts]
     _refuse_unlike(stores, spec.parts)
     known = [(part, store.digest, store.about) for part, store in zip(spec.parts, stores, strict=True)]
     return build_once(lambda: f"mixture|{known}", lambda: read(stores, spec.parts))
