@@ -91,7 +91,7 @@ class ResidentBatches:
 
     def _pictures(self, episode: Int[Tensor, " window"], begin: Int[Tensor, " window"]) -> Tensor:
         step = begin[:, None] + torch.arange(1 - self.windows.frames, self.windows.context, device=self.device)
-        there = (step >= 0) & (step < self.lengths[episode][:, None])
+        there = (step >= -self.skipped[episode][:, None]) & (step < self.lengths[episode][:, None])
         row = self.first[episode][:, None] + torch.where(there, step, 0)
         return self.resident.states[row] * there[..., None, None]
 

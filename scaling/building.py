@@ -179,6 +179,8 @@ class _Columns:
         self.terminal: list[np.ndarray] = []
         self.labels: list[np.ndarray] = []
         self.rows = self.choices = 0
+        self.under_way: int | None = None
+        """Policy of the episode that the last piece did not end."""
 
     def add(self, piece: Piece) -> None:
         arrays = {name: getattr(piece, name) for name in ("states", "actions", "rewards")}
@@ -198,8 +200,21 @@ class _Columns:
         self.last.append(last + self.rows)
         self.terminal.append(piece.ends[last] == TERMINAL)
         if piece.policies is not None:
+            self._refuse_change(piece)
             self.labels.append(piece.policies[last].astype(np.int32))
         self.rows += len(piece.ends)
+
+    def _refuse_change(self, piece: Piece) -> None:
+        """An episode is one policy's."""
+        assert piece.policies is not None
+        before = np.array([] if self.under_way is None else [self.under_way], np.int32)
+        labels = np.concatenate([before, piece.policies])
+        inside = np.concatenate([np.ones(len(before), bool), piece.ends == INSIDE])
+        changes = np.flatnonzero((labels[1:] != labels[:-1]) & inside[:-1])
+        if len(changes):
+            row = self.rows + int(changes[0]) + 1 - len(before)
+            raise UserError(f"{self.source.name}: the policy changes in row {row}, inside an episode; give it one")
+        self.under_way = int(labels[-1]) if inside[-1] else None
 
     def close(self) -> dict[str, Any]:
         """Drop what no end follows, write the index of episodes; what was noticed."""
@@ -239,7 +254,7 @@ def _write(folder: Path, source: Source) -> None:
                 columns.add(piece)
         with _writing(folder.parent):
             about = columns.close()
-            manifest = {"version": STORE_VERSION, "digest": content_digest(folder), "about": about}
+            manifest = {"version": STORE_VERSION, "digest": content_digest(folder, about), "about": about}
             (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
     finally:
         columns.abandon()
@@ -262,8 +277,8 @@ def _write_returns(folder: Path, starts: np.ndarray, name: str) -> None:
         rtg.file.close()
 
 
-def content_digest(folder: Path) -> str:
-    """SHA-256 over every array of a store with its name, type and shape."""
+def content_digest(folder: Path, about: dict[str, Any]) -> str:
+    """SHA-256 over every array of a store with its name, type and shape, and over the number of choices."""
     digest = hashlib.sha256()
     for name in HASHED:
         path = folder / f"{name}.npy"
@@ -273,6 +288,8 @@ def content_digest(folder: Path) -> str:
                 shape, _, dtype = npy.read_array_header_1_0(file)
                 digest.update(f"{name}|{dtype.str}|{shape}|".encode())
                 _hash_rest(file, digest)
+    if "choices" in about:
+        digest.update(f"choices|{about['choices']}|".encode())
     return digest.hexdigest()
 
 

@@ -268,9 +268,12 @@ def collect_verb(sweep: Path, root: Path, out: Path | None, mixed_code: bool) ->
     if runs.sweep.tuned:
         table = tuning.mark(table, runs.sweep.tuned)
     out = out or Path("results") / f"{runs.sweep.name}.parquet"
-    played = episodes.collect(root, list(runs.specs))
+    done = [row["run_id"] for row in table.select(["run_id", "status"]).to_pylist() if row["status"] == results.DONE]
+    played = episodes.collect(root, done)
     if played.num_rows:
         results.write_table(played, episodes.beside(out))
+    else:
+        episodes.beside(out).unlink(missing_ok=True)  # of an earlier sweep
     results.write_table(table, out)
     click.echo(f"{table.num_rows} of {len(runs.specs)} runs -> {out}")
     if played.num_rows:

@@ -85,7 +85,8 @@ def cost_of(spec: RunSpec, store: Store, subset: Subset | None = None) -> Cost:
         UserError: the run does not fit the dataset, or there is no such model.
 
     """
-    subset = subset or subset_of(spec, store)
+    clean = dataclasses.replace(spec, data=dataclasses.replace(spec.data, action_noise=0.0, reward_noise=0.0))
+    subset = subset or subset_of(clean, store)
     space = store.space
     architecture = plug.load("models", spec.model.kind)
     per_window = 3.0 * architecture.flops(spec.model, space, spec.model.context)

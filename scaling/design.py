@@ -8,7 +8,7 @@ section 10.2 on c-optimal designs). Parameters are kept identifiable by a ridge 
 import dataclasses
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,15 @@ from scaling.data import SETTINGS
 from scaling.errors import UserError
 from scaling.fit import Fit
 from scaling.law import names
+from scaling.results import field_of
 from scaling.spec import PARTS, upgraded
 
 VERDICT, DATA_GAIN, MODEL_GAIN = "verdict", "data_gain", "model_gain"
 QUANTITIES = (VERDICT, DATA_GAIN, MODEL_GAIN)
 MOST = 60
+SIZE = {key: (f"model.{key}",) for key in ("kind", "width", "depth", "context")}
+FIELDS = SIZE | {"fraction": ("data.fraction", "data.transitions")}
+"""Fields of the spec behind each setting of a cell."""
 """Sizes, and amounts of data, among which runs are proposed."""
 
 
@@ -142,23 +146,64 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
     frame = fitted.data.frame
     if "spec" not in frame or not frame["spec"].notna().all():
         raise UserError("the table holds no specs, so no sweep can be written")
-    base = upgraded(json.loads(frame["spec"].iloc[0]))
+    specs = [upgraded(json.loads(spec)) for spec in frame["spec"]]
+    by_size = _fields_by_size(specs)
     fresh = itertools.count(int(max(frame["seed"].max(), frame["draw"].max())) + 1)
-    keys = {"width": "model.width", "depth": "model.depth", "context": "model.context", "kind": "model.kind"}
-    keys |= {"fraction": "data.fraction"}
-    told = list(cells[0].settings)
+    told = [field for key in cells[0].settings for field in FIELDS[key] if _varies(specs, field)] + by_size
     points = []
     for cell in cells:
+        values = dict(_values(frame, specs, cell, by_size))
         seed = next(fresh)
-        points.append([*(cell.settings[key] for key in told), seed, seed])
-    axis = ", ".join([*(keys[key] for key in told), "data.draw", "seed"])
-    for key in told:
-        part, _, leaf = keys[key].partition(".")
-        del base[part][leaf]
-    del base["seed"], base["data"]["draw"]
-    for part, kind in PARTS.items():
-        defaults = json.loads(json.dumps(dataclasses.asdict(kind())))
-        base[part] = {key: value for key, value in base[part].items() if value != defaults[key]}
+        points.append([*(values[field] for field in told), seed, seed])
+    axis = ", ".join([*told, "data.draw", "seed"])
+    base = {part: _left_out(specs[0][part], kind(), part, told) for part, kind in PARTS.items()}
     text = {"name": name, "question": "What would narrow the verdict most?", "base": base, "axes": {axis: points}}
     written: str = yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=110)
     return written
+
+
+def _values(
+    frame: pd.DataFrame, specs: list[dict[str, Any]], cell: Cell, by_size: list[str]
+) -> Iterator[tuple[str, Any]]:
+    """The fields behind a cell's settings, each as in a run of the table that has the setting."""
+    same = [(frame[key] == cell.settings[key]).to_numpy() for key in SIZE if key in cell.settings]
+    alike = int(np.argmax(np.all(same, axis=0))) if same else 0
+    yield from ((field, field_of(specs[alike], field)) for field in by_size)
+    for key, value in cell.settings.items():
+        row = int(np.argmax((frame[key] == value).to_numpy()))
+        for field in FIELDS[key]:
+            yield field, field_of(specs[row], field)
+
+
+def _varies(specs: list[dict[str, Any]], field: str) -> bool:
+    return len({json.dumps(field_of(spec, field)) for spec in specs}) > 1
+
+
+def _fields_by_size(specs: list[dict[str, Any]]) -> list[str]:
+    """Other fields in which runs differ, if each model has one value, as when learning rates were tuned.
+
+    Raises:
+        UserError: runs of one model differ in something else.
+
+    """
+    known = {"data.draw", *itertools.chain.from_iterable(FIELDS.values())}
+    parts = [part for part in PARTS if part != "evaluate"]
+    other = [f"{part}.{leaf}" for part in parts for leaf in specs[0][part] if f"{part}.{leaf}" not in known]
+    moving = [field for field in other if _varies(specs, field)]
+    sizes: dict[str, list[dict[str, Any]]] = {}
+    for spec in specs:
+        sizes.setdefault(json.dumps([field_of(spec, field) for (field,) in SIZE.values()]), []).append(spec)
+    unclear = [field for field in moving if any(_varies(alike, field) for alike in sizes.values())]
+    if unclear:
+        raise UserError(
+            f"the runs also differ in {', '.join(unclear)}, and which value the next ones should take is not known; "
+            "keep one with --where"
+        )
+    return moving
+
+
+def _left_out(values: dict[str, Any], defaults: Any, part: str, told: list[str]) -> dict[str, Any]:
+    """What differs from the defaults and is on no axis."""
+    plain = json.loads(json.dumps(dataclasses.asdict(defaults)))
+    axes = {*told, "data.draw"}
+    return {k: v for k, v in values.items() if v != plain.get(k, v) and f"{part}.{k}" not in axes}

@@ -26,12 +26,19 @@ NEIGHBOURS, POINTS = 4, 2_000
 """Of the entropy estimate; always as many points, so that its bias is the same for subsets of any size."""
 PIXELS = 16
 """Directions in which pictures are looked at."""
+CHOICES = 18
+"""Choices up to which each has a direction of its own; more are given random ones."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def diversity(windows: Windows) -> dict[str, Any]:
-    """The columns ``return_quantiles``, ``return_sd``, ``coverage`` and ``entropy`` of a training subset."""
-    store = windows.store
+def diversity(windows: Windows, store: Store) -> dict[str, Any]:
+    """The columns ``return_quantiles``, ``return_sd``, ``coverage`` and ``entropy`` of a training subset.
+
+    Args:
+        windows: which transitions.
+        store: the dataset as it was recorded, without noise.
+
+    """
     returns = store.returns[windows.episodes]
     scale = _Scale(store)
     generator = np.random.default_rng(SEED)
@@ -99,6 +106,8 @@ class _Scale:
         rows = np.arange(count) if count <= most else np.sort(generator.choice(count, most, replace=False))
         if store.image:
             self.eye = generator.standard_normal((store.states[0].size, PIXELS)).astype(np.float32) / 255.0
+        size = store.action_size
+        self.choices = np.eye(size) if size <= CHOICES else generator.standard_normal((size, CHOICES))
         raw = self._raw(rows)
         self.deviation = np.where(raw.std(axis=0) > 0, raw.std(axis=0), 1.0)
         self.directions = generator.standard_normal((raw.shape[1], DIRECTIONS))
@@ -120,5 +129,5 @@ class _Scale:
         if self.store.image:
             states = states.reshape(len(rows), -1).astype(np.float32) @ self.eye
         if self.store.discrete:
-            actions = np.eye(self.store.action_size)[actions]
+            actions = self.choices[actions]
         return np.concatenate([states, actions], axis=1).astype(np.float64)

@@ -15,6 +15,8 @@ from scaling.errors import UserError
 from scaling.plug import suggestion
 
 BLOCK = 1 << 20
+GONE = (404, 410, 416)
+"""Answers after which a part that is here is of no use."""
 TIMEOUT = 30.0
 """Seconds of silence after which a server counts as out of reach."""
 
@@ -75,6 +77,12 @@ def fetch(url: str, path: Path) -> Path:
     return path
 
 
+def altered(path: Path) -> bool:
+    """Whether a file is no longer what was once fetched; files that were not fetched are not known to be."""
+    beside = path.with_suffix(".sha256")
+    return beside.exists() and beside.read_text().split()[0] != _sha256(path)
+
+
 def _fetch(url: str, path: Path) -> None:
     part, tag = path.with_suffix(".part"), path.with_suffix(".etag")
     try:
@@ -108,7 +116,7 @@ def _fetch_rest(url: str, part: Path, tag: Path) -> None:
         error.close()
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{have}":
             return  # all of it was here already
-        if 400 <= error.code < 500:
+        if error.code in GONE:
             part.unlink(missing_ok=True)  # a part that the server knows nothing of
         raise
     with opened as answer:

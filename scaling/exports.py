@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import h5py
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from gymnasium.spaces import Box, Discrete
 
 from scaling.building import build
 from scaling.errors import UserError
@@ -72,6 +74,8 @@ def _write_d4rl(store: Store, path: Path) -> None:
     with h5py.File(path, "w") as file:
         if store.about.get("env_id"):
             file.attrs["env_id"] = store.about["env_id"]
+        if store.discrete:
+            file.attrs["choices"] = store.action_size
         rows = len(store.rewards)
         for key, array in arrays.items():
             chunk = (min(rows, CHUNK if array.ndim < 3 else 64), *array.shape[1:])
@@ -112,7 +116,8 @@ def _write_arrow(store: Store, path: Path) -> None:
             }
             if piece.policies is not None:
                 columns["policy"] = pa.array(piece.policies)
-            table = pa.table(columns)
+            told = {"choices": str(store.action_size)} if store.discrete else None
+            table = pa.table(columns, metadata=told)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
             first = stop
@@ -145,19 +150,17 @@ def _write_minari(store: Store, name: str) -> str:
             else:
                 dataset.update_dataset_from_buffer(buffers)
     except BaseException as error:
-        if dataset is not None:
-            minari.delete_dataset(name)
+        shutil.rmtree(minari.storage.get_dataset_path(name), ignore_errors=True)
         if isinstance(error, ValueError | AssertionError):
             raise UserError(f"{MINARI}{name}: {' '.join(str(error).split())}") from error
         raise
-    return f"{MINARI}{name}"
+    return f"{MINARI}{name}" + ("" if store.policies is None else ", without policies, for which Minari has no place")
 
 
 def _described(store: Store) -> dict[str, Any]:
-    from gymnasium.spaces import Box, Discrete
-
     low, high = (0, 255) if store.image else (-np.inf, np.inf)
-    told: dict[str, Any] = {"env": store.about["env_id"]} if store.about.get("env_id") else {}
+    env_id = store.about.get("env_id")
+    told: dict[str, Any] = {"env": env_id} if env_id in gymnasium.registry else {}
     return told | {
         "observation_space": Box(low, high, store.states.shape[1:], store.states.dtype.type),
         "action_space": Discrete(store.action_size) if store.discrete else Box(-1.0, 1.0, store.actions.shape[1:]),

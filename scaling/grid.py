@@ -83,8 +83,10 @@ def _tuned(top: dict[str, Located], moving: list[str]) -> tuple[str, ...]:
     if "tuned" not in top:
         return ()
     names = top["tuned"].plain()
-    if not isinstance(names, list) or not names or not set(names) <= set(moving):
-        raise UserError(f"{top['tuned'].where}: tuned must list axes of this sweep, {', '.join(moving)}: {names!r}")
+    can = [name for name in moving if name.startswith("train.")]
+    if not isinstance(names, list) or not names or any(name not in can for name in names):
+        known = ", ".join(can) or "none"
+        raise UserError(f"{top['tuned'].where}: tuned must list axes over fields of train, here {known}: {names!r}")
     return tuple(names)
 
 

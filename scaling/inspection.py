@@ -22,7 +22,7 @@ NAMED = 10
 def facts(store: Store) -> dict[str, Any]:
     """The numbers, by name."""
     space, lengths, returns = store.space, store.lengths, store.returns
-    spread = diversity(Windows(store, np.arange(len(lengths)), RunSpec(model=ModelSpec(context=1))))
+    spread = diversity(Windows(store, np.arange(len(lengths)), RunSpec(model=ModelSpec(context=1))), store)
     told = {
         "transitions": len(store.rewards),
         "episodes": len(lengths),

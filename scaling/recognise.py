@@ -9,7 +9,7 @@ from scaling.source import place_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
-PREFIXES = {"embedded:": "d4rl", "d4rl:": "d4rl"}
+PREFIXES = {"embedded:": "d4rl", "d4rl:": "d4rl", "minari:": "minari"}
 """Paths that are no places."""
 NAMED = r"([\w.-]+/)*[\w.-]+-v\d+"
 """How a Minari dataset is called."""

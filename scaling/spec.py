@@ -143,7 +143,10 @@ class DataSpec:
     """Standard deviation of Gaussian noise on training actions, then clipped to [-1, 1]; of choices, the probability
     that one is replaced by a random one."""
     reward_noise: float = 0.0
-    """Standard deviation of Gaussian noise on training rewards, hence on returns-to-go. Held-out episodes are clean."""
+    """Standard deviation of Gaussian noise on training rewards, hence on returns-to-go. Held-out episodes are clean.
+
+    Noise of either kind takes a copy of all actions or rewards in the memory of each trial.
+    """
     held_out: float = 0.1
     """Share of all episodes that no fraction and no draw ever sees."""
     rtg_scale: float = 1000.0
@@ -257,7 +260,8 @@ class EvaluateSpec:
     actions: Literal["greedy", "sampled"] = "greedy"
     """Of choices: the likeliest, or one drawn from the predicted probabilities, as in the Atari codes."""
     rtg_decrement: Literal["raw", "clipped"] = "raw"
-    """What a reward takes off the return-to-go: itself, as in the public codes, or its sign, as Atari logs keep it."""
+    """What a reward takes off the return-to-go: itself, as in the public codes, or clipped to [-1, 1], as Atari logs
+    keep it."""
     sticky: float = 0.0
     """Atari: probability that the emulator repeats the last action instead (Machado et al. 2018 recommend 0.25)."""
     noops: int = 30
@@ -269,6 +273,7 @@ class EvaluateSpec:
 
     def __post_init__(self) -> None:
         _refuse(self.seed < 0, f"evaluate.seed must not be negative: {self.seed}")
+        _refuse(self.seed + self.episodes >= 1 << 31, f"evaluate.seed must stay below 2^31: {self.seed}")
         _refuse(self.episodes < 1, f"evaluate.episodes must be at least 1: {self.episodes}")
         _refuse(
             self.env is not None and not self.targets,
@@ -316,12 +321,15 @@ def from_dict(values: dict[str, Any]) -> RunSpec:
 
 
 def upgraded(values: dict[str, Any]) -> dict[str, Any]:
-    """A spec as plain values, of this version or of version 2, with the fields of this version."""
+    """A spec as plain values, of this version or of version 2, with all fields of this version."""
     part = dict(values["evaluate"])
     if "target_return" in part:
         target = part.pop("target_return")
         part["targets"] = [] if target is None else [target]
-    return {**values, "evaluate": part}
+    filled = {**values, "evaluate": part}
+    for name, kind in PARTS.items():
+        filled[name] = {**json.loads(json.dumps(dataclasses.asdict(kind()))), **filled[name]}
+    return filled
 
 
 def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:

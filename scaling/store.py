@@ -14,7 +14,7 @@ import numpy as np
 from scaling.errors import UserError
 from scaling.spec import Space
 
-STORE_VERSION = 2
+STORE_VERSION = 3
 ARRAYS = ("states", "actions", "rewards", "rtg", "starts", "terminal")
 
 

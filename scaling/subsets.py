@@ -51,6 +51,14 @@ def training_episodes(store: Store, spec: DataSpec) -> np.ndarray:
     return np.sort(order[:kept])
 
 
+def share_of(store: Store, spec: DataSpec) -> float:
+    """Share of the training data that a run asks for: the fraction, or its transitions among all there are."""
+    if spec.transitions is None:
+        return spec.fraction
+    held_out = store.lengths[held_out_episodes(store, spec)].sum()
+    return spec.transitions / float(len(store.rewards) - held_out)
+
+
 def _order(store: Store, spec: DataSpec) -> np.ndarray:
     """All training episodes in the order in which they enter subsets."""
     rest = np.setdiff1d(np.arange(len(store.terminal)), held_out_episodes(store, spec))
@@ -102,6 +110,11 @@ def _weighted(store: Store, spec: DataSpec, order: np.ndarray) -> np.ndarray:
     shares = np.array(spec.weights) / sum(spec.weights)
     lengths = store.lengths if spec.segment is None else np.minimum(store.lengths, spec.segment)
     there = np.bincount(labels[order], weights=lengths[order], minlength=count)
+    missing = np.flatnonzero((shares > 0) & (there == 0))
+    if len(missing):
+        raise UserError(
+            f"data.weights asks for episodes of policy {missing[0]}, and none is left to train on; give it weight 0"
+        )
     most = np.min(there[shares > 0] / shares[shares > 0])
     total = spec.fraction * most if spec.transitions is None else spec.transitions
     if total > most:
@@ -139,6 +152,8 @@ def degraded(store: Store, spec: DataSpec) -> Store:
 
 def _noisy_actions(store: Store, spec: DataSpec) -> np.ndarray:
     generator = np.random.default_rng([SPLIT_SEED, spec.draw, 3])
+    if store.discrete and spec.action_noise > 1:
+        raise UserError(f"data.action_noise is a probability where actions are choices: {spec.action_noise}")
     if store.discrete:
         replaced = generator.random(len(store.actions)) < spec.action_noise
         return np.where(replaced, generator.integers(0, store.action_size, len(store.actions)), store.actions)

@@ -7,6 +7,7 @@ import numpy as np
 
 from scaling.building import content_digest, fresh_cache
 from scaling.datasets import d4rl
+from scaling.downloads import altered
 from scaling.recognise import open_path
 from scaling.store import Store, groups, returns_to_go
 
@@ -29,13 +30,15 @@ def faults(path: str, kind: str, step_limit: int | None = None) -> list[str]:
         if digest != store.digest:
             wrong.append("the store in the cache holds something else than the file; remove the data cache")
     if kind == "d4rl":
-        wrong += _of_file(d4rl.locate(path, Path()))
+        file = d4rl.locate(path, Path())
+        wrong += ["the file is not what was downloaded; remove it"] if altered(file) else []
+        wrong += _of_file(file)
     return wrong
 
 
 def _of_store(store: Store) -> list[str]:
     wrong = []
-    if content_digest(store.folder) != store.digest:
+    if content_digest(store.folder, store.about) != store.digest:
         wrong.append("the arrays do not match the digest in the manifest")
     rows = len(store.rewards)
     if not (store.starts[0] == 0 and store.starts[-1] == rows and (store.lengths > 0).all()):

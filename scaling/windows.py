@@ -15,8 +15,8 @@ from scaling.spec import RunSpec
 from scaling.store import Store, groups
 from scaling.subsets import Segments
 
-PIECE = 1 << 20
-"""About how many transitions are looked at together, so that memory does not grow with the dataset."""
+PIECE_BYTES = 32 << 20
+"""About how much of the states is looked at together, so that memory does not grow with the dataset."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +104,7 @@ class Windows:
 
     def rows(self) -> Iterator[np.ndarray]:
         """The store's row of every transition, a piece at a time."""
-        for begin, stop in groups(self.before, PIECE):
+        for begin, stop in groups(self.before, max(1, PIECE_BYTES // self.store.states[:1].nbytes)):
             lengths, before = self.lengths[begin:stop], self.before[begin:stop]
             yield np.repeat(self.first[begin:stop] - before, lengths) + np.arange(before[0], self.before[stop])
 
@@ -160,8 +160,8 @@ class Windows:
         )
 
     def _pictures(self, episode: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """Each picture of a window once, black before the episode began and after it ended."""
+        """Each picture of a window once, black before the episode began and after its last transition that is seen."""
         step = first[:, None] + np.arange(1 - self.frames, self.context)
-        there = (step >= 0) & (step < self.lengths[episode][:, None])
+        there = (step >= -self.skipped[episode][:, None]) & (step < self.lengths[episode][:, None])
         row = self.first[episode][:, None] + np.where(there, step, 0)
         return self.store.states[row] * there[..., None, None].astype(np.uint8)

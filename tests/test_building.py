@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
+from scaling import source
 from scaling.building import build_once, file_identity
 from scaling.datasets import d4rl
 from scaling.errors import UserError
@@ -49,12 +51,14 @@ def left(cache: Path) -> list[Path]:
 
 
 def _ref(store: Store) -> str:
-    """SHA-256 over every array with its name, type and shape, in the documented order."""
+    """SHA-256 over every array with its name, type and shape, in the documented order; then the number of choices."""
     whole = hashlib.sha256()
     for name in ("states", "actions", "rewards", "starts", "terminal", "policies"):
         array = getattr(store, name)
         if array is not None:
             whole.update(f"{name}|{array.dtype.str}|{array.shape}|".encode() + np.asarray(array).tobytes())
+    if store.discrete:
+        whole.update(f"choices|{store.action_size}|".encode())
     return whole.hexdigest()
 
 
@@ -233,3 +237,34 @@ print(store.states.nbytes // 1_000_000, grown // 1000)
     size, grown = map(int, done.stdout.split())
     assert size == 600
     assert grown < 250
+
+
+def test_the_number_of_choices_is_part_of_the_content(tmp_path):
+    """It sets the width of the action head, so runs on two such stores are different runs."""
+    columns = make_columns([4, 6, 3])
+    columns["actions"] = np.arange(13) % 3
+    write_hdf5(tmp_path / "few.hdf5", columns)
+    write_hdf5(tmp_path / "more.hdf5", columns)
+    with h5py.File(tmp_path / "more.hdf5", "a") as file:
+        file.attrs["choices"] = 6
+    few, more = (build(tmp_path / name, d4rl.read) for name in ("few.hdf5", "more.hdf5"))
+    assert (few.action_size, more.action_size) == (3, 6)
+    assert few.digest != more.digest
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 100, 1 << 20])
+def test_a_policy_that_changes_inside_an_episode_is_refused_wherever_pieces_end(tmp_path, monkeypatch, piece_bytes):
+    monkeypatch.setattr(source, "PIECE_BYTES", piece_bytes)
+    columns = make_columns([4, 6, 3])
+    columns["policies"] = np.array([0] * 4 + [1] * 6 + [0] * 3, np.int32)
+    assert build(write_hdf5(tmp_path / "good.hdf5", columns), d4rl.read).policies.tolist() == [0, 1, 0]
+    columns["policies"][7] = 0
+    with pytest.raises(UserError, match="the policy changes in row 7, inside an episode"):
+        build(write_hdf5(tmp_path / "bad.hdf5", columns), d4rl.read)
+
+
+def test_flags_that_are_no_numbers_are_refused(tmp_path):
+    columns = make_columns([4, 6, 3])
+    columns["terminals"] = np.where(np.arange(13) == 2, np.nan, columns["terminals"])
+    with pytest.raises(UserError, match="terminals hold NaN or infinity"):
+        build(write_hdf5(tmp_path / "bad.hdf5", columns), d4rl.read)

@@ -187,3 +187,28 @@ def test_an_export_that_fails_leaves_nothing(here, monkeypatch):
     assert code == 2
     assert "No space left" in said
     assert sorted(p.name for p in here.iterdir() if p.suffix != ".lock") == ["x.hdf5"]
+
+
+def test_choices_that_nobody_took_survive_every_format(here, columns):
+    columns["actions"] = (columns["actions"][:, 0] > 0).astype(np.int64)
+    write_hdf5(here / "choices.hdf5", columns)
+    with h5py.File(here / "choices.hdf5", "a") as file:
+        file.attrs["choices"] = 5
+    digests = {open_path("choices.hdf5", here).digest}
+    for target in ("a.hdf5", "a.parquet", "a", "minari:a-v0"):
+        assert scaling("convert", "choices.hdf5", target)[0] == 0
+        store = open_path(target, here)
+        assert store.action_size == 5
+        digests.add(store.digest)
+    assert len(digests) == 1
+
+
+def test_an_environment_that_is_not_known_here_does_not_hinder_a_minari_dataset(here, columns):
+    columns["policies"] = np.zeros(119, np.int32)
+    write_hdf5(here / "own.hdf5", columns)
+    with h5py.File(here / "own.hdf5", "a") as file:
+        file.attrs["env_id"] = "MyRobot-v0"
+    code, said = scaling("convert", "own.hdf5", "minari:own/robot-v0")
+    assert code == 0
+    assert "minari:own/robot-v0, without policies, for which Minari has no place" in said
+    assert scaling("inspect", "minari:own/robot-v0")[0] == 0

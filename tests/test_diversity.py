@@ -46,10 +46,10 @@ def clusters(folder, discrete: bool = False):
 @pytest.mark.parametrize("discrete", [False, True])
 def test_of_two_subsets_of_equal_size_the_more_varied_one_covers_more(tmp_path, discrete):
     store = clusters(tmp_path, discrete)
-    same, varied = (diversity(Windows(store, np.arange(a, b), SPEC)) for a, b in ((0, 20), (20, 40)))
+    same, varied = (diversity(Windows(store, np.arange(a, b), SPEC), store) for a, b in ((0, 20), (20, 40)))
     assert varied["coverage"] > 1.3 * same["coverage"]
     assert varied["entropy"] > same["entropy"] + 1.0
-    whole = diversity(Windows(store, np.arange(40), SPEC))
+    whole = diversity(Windows(store, np.arange(40), SPEC), store)
     assert whole["coverage"] >= varied["coverage"]
     assert whole["return_quantiles"] == pytest.approx([0.0, 975.0, 1950.0, 2925.0, 3900.0])
     assert whole["return_sd"] == pytest.approx(100 * np.arange(40).std())
@@ -58,7 +58,7 @@ def test_of_two_subsets_of_equal_size_the_more_varied_one_covers_more(tmp_path, 
 def test_on_real_data_more_episodes_cover_more_and_the_same_subset_says_the_same(tmp_path):
     store = d4rl.open(DataSpec(), tmp_path)
     told = [
-        diversity(Windows(store, training_episodes(store, DataSpec(fraction=fraction)), SPEC))
+        diversity(Windows(store, training_episodes(store, DataSpec(fraction=fraction)), SPEC), store)
         for fraction in (0.05, 0.3, 1.0, 1.0)
     ]
     coverage = [one["coverage"] for one in told]
@@ -76,5 +76,5 @@ def test_pictures_are_measured_too(tmp_path):
     piece = Piece(states, generator.integers(0, 4, 60), np.ones(60, np.float32), ends)
     store = build_once(lambda: "pictures", lambda: Source("pictures", [piece]), tmp_path)
     spec = dataclasses.replace(SPEC, model=ModelSpec(context=5, encoder="conv"))
-    still, moving = (diversity(Windows(store, np.array([episode]), spec)) for episode in (0, 1))
+    still, moving = (diversity(Windows(store, np.array([episode]), spec), store) for episode in (0, 1))
     assert moving["coverage"] > 3 * still["coverage"]

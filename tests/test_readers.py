@@ -23,7 +23,7 @@ from scaling.errors import UserError
 from scaling.recognise import kind_of, open_path
 from scaling.source import Episode, packed
 from scaling.spec import DataSpec
-from scaling.store import Store
+from scaling.store import STORE_VERSION, Store
 
 from conftest import build, make_columns, write_hdf5
 
@@ -210,7 +210,7 @@ def test_pieces_and_chunks_of_any_size_give_the_same_store(tmp_path, monkeypatch
 
 
 def assert_same(store: Store, whole: Store) -> None:
-    assert store.digest == whole.digest == content_digest(Path(store.states.filename).parent)
+    assert store.digest == whole.digest == content_digest(store.folder, store.about)
     np.testing.assert_array_equal(store.rtg, whole.rtg)
 
 
@@ -496,7 +496,7 @@ DAMAGE = {
     "not a whole store .*Expecting": lambda folder: (folder / "manifest.json").write_text("{"),
     "not a whole store .*digest": rewritten("manifest.json", "digest", "digits"),
     "not a whole store .*wrong is its digest": rewritten("manifest.json", '"digest": "', '"digest": "a'),
-    "a store of version 1, this is": rewritten("manifest.json", '"version": 2', '"version": 1'),
+    "a store of version 1, this is": rewritten("manifest.json", f'"version": {STORE_VERSION}', '"version": 1'),
     "wrong is its about": rewritten("manifest.json", '"about": {', '"about": [], "then": {'),
     "wrong is its states": saved("states", lambda a: a[:-1]),
     "wrong is its states, actions": lambda f: (saved("states", np.float64)(f), saved("actions", np.float64)(f)),
@@ -553,6 +553,17 @@ def named(path: Path, env_id: str) -> Path:
     with h5py.File(path, "a") as file:
         file.attrs["env_id"] = env_id
     return path
+
+
+def test_an_episode_that_two_parts_hold_is_there_once(tmp_path, columns):
+    """As medium-replay is part of full-replay: it would count twice, and what is held out could be trained on."""
+    write_hdf5(tmp_path / "whole.hdf5", columns)
+    write_hdf5(tmp_path / "part.hdf5", {key: values[:33] for key, values in columns.items()})
+    store = mixed(tmp_path, tmp_path / "part.hdf5", tmp_path / "whole.hdf5")
+    assert len(store.lengths) == 10
+    assert store.policies.tolist() == [0] * 4 + [1] * 6
+    assert store.about["episodes_left_out"] == 4
+    np.testing.assert_array_equal(store.states, columns["observations"])
 
 
 def test_a_mixture_names_an_environment_where_its_parts_agree_on_one(tmp_path):

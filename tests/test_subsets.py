@@ -12,7 +12,7 @@ from scaling.errors import UserError
 from scaling.source import INSIDE, TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec
 from scaling.store import Store
-from scaling.subsets import degraded, held_out_episodes, segments_of, training_episodes
+from scaling.subsets import degraded, held_out_episodes, segments_of, share_of, training_episodes
 
 LENGTHS = np.random.default_rng(5).integers(3, 40, 120)
 
@@ -119,6 +119,21 @@ def test_policies_that_the_dataset_does_not_name_are_asked_for(tmp_path, changes
         training_episodes(make(tmp_path, policies=False), DataSpec(**changes))
 
 
+def test_a_policy_without_training_episodes_cannot_have_weight(store):
+    labels = np.where(store.policies == 1, 0, store.policies)
+    gap = dataclasses.replace(store, policies=labels)
+    with pytest.raises(UserError, match=r"data\.weights asks for episodes of policy 1, and none is left"):
+        training_episodes(gap, DataSpec(weights=(1.0, 1.0, 1.0)))
+    assert len(training_episodes(gap, DataSpec(weights=(1.0, 0.0, 1.0))))
+
+
+def test_the_share_that_is_asked_for_is_the_same_for_every_draw(store):
+    rest = np.setdiff1d(np.arange(120), held_out_episodes(store, DataSpec()))
+    whole = store.lengths[rest].sum()
+    assert {share_of(store, DataSpec(transitions=500, draw=draw)) for draw in range(3)} == {500 / whole}
+    assert share_of(store, DataSpec(fraction=0.3)) == 0.3
+
+
 def spec(**data) -> RunSpec:
     return RunSpec(model=ModelSpec(context=4, subsequence=2), data=DataSpec(rtg_scale=1.0, **data))
 
@@ -177,6 +192,11 @@ def test_noise_on_choices_replaces_some(tmp_path):
     noisy = degraded(store, DataSpec(action_noise=0.2))
     assert np.mean(noisy.actions != store.actions) == pytest.approx(0.2 * 3 / 4, abs=0.02)
     assert set(np.unique(noisy.actions)) <= {0, 1, 2, 3}
+
+
+def test_a_probability_above_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data\.action_noise is a probability where actions are choices: 1.5"):
+        degraded(make(tmp_path, discrete=True), DataSpec(action_noise=1.5))
 
 
 def test_data_that_are_not_degraded_stay_on_disk(store):

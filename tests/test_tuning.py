@@ -62,7 +62,7 @@ def test_fits_leave_out_what_was_not_the_best_and_say_so():
 @pytest.mark.parametrize(
     ("tuned", "said"),
     [
-        ("[train.clip]", r"tuned must list axes of this sweep, model.width: \['train.clip'\]"),
+        ("[train.clip]", r"tuned must list axes over fields of train, here none: \['train.clip'\]"),
         ("3", "tuned must list axes"),
         ("[]", "must list"),
     ],

@@ -133,3 +133,11 @@ def test_pictures_come_once_each_black_outside_their_episode(pictures):
 
 def test_a_store_of_pictures_says_so(pictures):
     assert pictures.space == Space(state=84, action=4, discrete=True, image=True)
+
+
+def test_a_segment_of_pictures_is_seen_with_the_pictures_before_it(pictures):
+    spec = RunSpec(model=ModelSpec(context=3, frames=4))
+    cut = np.array([2]), np.array([3])  # of the last episode, steps 2 to 4
+    batch = Windows(pictures, np.array([2]), spec, cut).gather(np.array([0, 1]), None)
+    assert batch.state[:, :, 0, 0].tolist() == [[0, 8, 9, 10, 11, 12], [8, 9, 10, 11, 12, 0]]
+    assert batch.timestep.tolist() == [[2, 3, 4], [3, 4, 0]]

@@ -65,7 +65,18 @@ def read(path: Path) -> Source:
     files = _files(path)
     if not files:
         raise UserError(f"{path}: no file that ends in {', '.join(SUFFIXES)}")
-    return Source(str(path), _pieces(files, str(path)), {"env_id": None})
+    return Source(str(path), _pieces(files, str(path)), {"env_id": None, **_choices(files[0])})
+
+
+def _choices(file: Path) -> dict[str, int]:
+    """How many choices there are, where a Parquet file says so of itself."""
+    if file.suffix != ".parquet":
+        return {}
+    try:
+        said = (pq.read_schema(file).metadata or {}).get(b"choices", b"")
+    except (OSError, pa.ArrowInvalid):
+        return {}  # told when the file is read
+    return {"choices": int(said)} if said.isdigit() else {}
 
 
 def _files(path: Path) -> list[Path]:

@@ -10,6 +10,7 @@ them. A ``policies`` array, if there is one, numbers the policies that acted.
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import h5py
@@ -91,11 +92,13 @@ def read(path: Path, step_limit: int | None = None) -> Source:
     """The transitions of the file, checked as they are read."""
     with _Opened(path) as file:
         _check(path, file)
-        env_id = _env_id(file)
+        about: dict[str, Any] = {"env_id": (env_id := _env_id(file))}
+        if "choices" in file.attrs and file["actions"].ndim == 1:
+            about["choices"] = int(file.attrs["choices"])
         limit = step_limit if "timeouts" not in file or step_limit else None
         if "timeouts" not in file and limit is None:
             limit = _limit_of(env_id, path)
-    return Source(str(path), _pieces(path, limit), {"env_id": env_id})
+    return Source(str(path), _pieces(path, limit), about)
 
 
 def _env_id(file: h5py.File) -> str | None:
@@ -185,6 +188,9 @@ def _pieces(path: Path, limit: int | None) -> Iterator[Piece]:
 
 def _ends(columns: dict[str, np.ndarray], limit: int | None, since: int) -> tuple[np.ndarray, int]:
     """What follows each row, and how many rows of an episode are under way after the last."""
+    for key in ("terminals", "timeouts"):
+        if key in columns and not np.isfinite(columns[key]).all():
+            raise ValueError(f"{key} hold NaN or infinity")
     terminals = columns["terminals"].astype(bool)
     ends = np.full(len(terminals), INSIDE, np.uint8)
     if "timeouts" in columns:

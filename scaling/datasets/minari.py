@@ -22,6 +22,8 @@ from scaling.spec import DataSpec
 from scaling.store import Store
 
 FIELDS = ("path",)
+NAME = "minari:"
+"""May stand in front of a dataset's name."""
 
 
 def recognises(path: Path) -> bool:
@@ -47,6 +49,7 @@ def locate(path: str, folder: Path) -> Path:
         UserError: neither exists.
 
     """
+    path = path.removeprefix(NAME)
     beside = place_of(path, folder)
     if recognises(beside):
         return beside

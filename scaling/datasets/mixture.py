@@ -1,14 +1,21 @@
 """Several datasets as one; each part counts as a policy, by which ``data.weights`` and ``data.selection`` know it.
 
-``data.parts`` lists what would stand as ``data.path``; the kind of each is recognised.
+``data.parts`` lists what would stand as ``data.path``; the kind of each is recognised. An episode that an earlier part
+holds too, as medium-replay is part of full-replay, is left out and counted: otherwise it would count twice, and one
+that is held out could be trained on.
 """
 
+import hashlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from scaling.building import build_once
 from scaling.errors import UserError
 from scaling.recognise import open_path
-from scaling.source import Source, pieces_of
+from scaling.source import Piece, Source, pieces_of
 from scaling.spec import DataSpec
 from scaling.store import Store
 
@@ -27,17 +34,44 @@ def open(spec: DataSpec, folder: Path) -> Store:
     stores = [open_path(part, folder, spec.step_limit) for part in spec.parts]
     _refuse_unlike(stores, spec.parts)
     known = [(part, store.digest, store.about) for part, store in zip(spec.parts, stores, strict=True)]
-    return build_once(lambda: f"mixture|{known}", lambda: read(stores, spec.parts))
+    return build_once(lambda: f"mixture 2|{known}", lambda: read(stores, spec.parts))
 
 
 def read(stores: list[Store], parts: tuple[str, ...]) -> Source:
     """The transitions of one part after the other."""
     env_ids = {store.about.get("env_id") for store in stores}
-    about = {"env_id": env_ids.pop() if len(env_ids) == 1 else None, "policies": list(parts)}
+    about: dict[str, Any] = {"env_id": env_ids.pop() if len(env_ids) == 1 else None, "policies": list(parts)}
     if stores[0].discrete:
         about["choices"] = max(store.action_size for store in stores)
-    pieces = (piece for number, store in enumerate(stores) for piece in pieces_of(store, number))
-    return Source(" + ".join(parts), pieces, about)
+    return Source(" + ".join(parts), _each_once(stores, about), about)
+
+
+def _each_once(stores: list[Store], about: dict[str, Any]) -> Iterator[Piece]:
+    seen: set[bytes] = set()
+    about["episodes_left_out"] = 0
+    for number, store in enumerate(stores):
+        for piece in pieces_of(store, number):
+            last = (np.flatnonzero(piece.ends) + 1).tolist()
+            begins = [0, *last[:-1]]
+            fresh = [_is_new(piece, first, stop, seen) for first, stop in zip(begins, last, strict=True)]
+            about["episodes_left_out"] += fresh.count(False)
+            rows = np.repeat(fresh, np.diff(last, prepend=0))
+            yield piece if rows.all() else _rows(piece, rows)
+
+
+def _is_new(piece: Piece, first: int, stop: int, seen: set[bytes]) -> bool:
+    """Whether no episode with these states, actions and rewards was seen before; now it is."""
+    content = hashlib.blake2b(digest_size=16)
+    for array in (piece.states, piece.actions, piece.rewards):
+        content.update(np.ascontiguousarray(array[first:stop]).data)
+    known = content.digest() in seen
+    seen.add(content.digest())
+    return not known
+
+
+def _rows(piece: Piece, rows: np.ndarray) -> Piece:
+    assert piece.policies is not None
+    return Piece(piece.states[rows], piece.actions[rows], piece.rewards[rows], piece.ends[rows], piece.policies[rows])
 
 
 def _refuse_unlike(stores: list[Store], parts: tuple[str, ...]) -> None:
