@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import tokenize
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
@@ -92,7 +91,7 @@ def build_once(identity: Callable[[], str], read: Callable[[], Source], cache: P
                 for left in folder.parent.glob(f".building-{folder.name}-*"):  # by one who was killed
                     shutil.rmtree(left, ignore_errors=True)
                 build(folder, read(), lambda: identity() == before)
-    return whole_store(folder)
+    return open_store(folder)
 
 
 @contextmanager
@@ -297,46 +296,3 @@ def _hash_rest(file: io.BufferedReader, digest: Any) -> None:
     block = bytearray(BLOCK)
     while count := file.readinto(block):
         digest.update(memoryview(block)[:count])
-
-
-def whole_store(folder: Path) -> Store:
-    """The store in ``folder``, whose arrays fit together.
-
-    Raises:
-        UserError: they do not, or it is not a store.
-
-    """
-    try:
-        store = open_store(folder)
-    except (EOFError, tokenize.TokenError) as error:  # of empty files, and of NumPy's headers
-        raise UserError(f"{folder}: not a whole store ({error}); make it again with 'scaling data convert'") from error
-    wrong = [name for name, fits in _fitting(store).items() if not fits]
-    if wrong:
-        raise UserError(
-            f"{folder}: not a whole store (what is wrong is its {', '.join(wrong)}); make it again with "
-            "'scaling data convert'"
-        )
-    return store
-
-
-def _fitting(store: Store) -> dict[str, bool]:
-    """Whether each part of a store is as :class:`Store` says."""
-    rows, episodes = len(store.rewards), len(store.terminal)
-    starts, policies, about = store.starts, store.policies, store.about
-    vectors, pictures = ((2, np.dtype(np.float32)), (3, np.dtype(np.uint8)))
-    choices = about.get("choices") if isinstance(about, dict) else None
-    return {
-        "states": (store.states.ndim, store.states.dtype) in (vectors, pictures) and len(store.states) == rows,
-        "actions": (store.actions.ndim, store.actions.dtype) in (vectors, (1, np.dtype(np.int64)))
-        and len(store.actions) == rows,
-        "rewards": store.rewards.shape == store.rtg.shape == (rows,) and store.rewards.dtype == store.rtg.dtype,
-        "starts": starts.shape == (episodes + 1,)
-        and starts.dtype == np.int64
-        and (starts[0], starts[-1]) == (0, rows)
-        and bool((np.diff(starts) > 0).all()),
-        "terminal": store.terminal.dtype == bool and store.terminal.ndim == 1 and episodes > 1,
-        "policies": policies is None
-        or (policies.shape == (episodes,) and policies.dtype == np.int32 and bool((policies >= 0).all())),
-        "digest": isinstance(store.digest, str) and len(store.digest) == hashlib.sha256().digest_size * 2,
-        "about": isinstance(about, dict) and (store.actions.ndim != 1 or (isinstance(choices, int) and choices > 0)),
-    }

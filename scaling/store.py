@@ -3,7 +3,9 @@
 A store is a folder of ``.npy`` files and a manifest; see :mod:`scaling.building` for how it comes about.
 """
 
+import hashlib
 import json
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,20 +102,53 @@ def open_store(folder: Path) -> Store:
     """The store in ``folder``, mapped into memory.
 
     Raises:
-        UserError: it is not a whole store of this version.
+        UserError: it is not a whole store of this version, whose arrays fit together.
 
     """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-        labels = folder / "policies.npy"
-        arrays["policies"] = np.load(labels, mmap_mode="r") if labels.exists() else None
-        version, digest, about = (manifest[key] for key in ("version", "digest", "about"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        store = _opened(folder)
+        wrong = [name for name, fits in _fitting(store).items() if not fits]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, tokenize.TokenError) as error:
         raise UserError(f"{folder}: not a whole store ({error}); make it again with 'scaling data convert'") from error
-    if version != STORE_VERSION:
+    if wrong:
         raise UserError(
-            f"{folder}: a store of version {version}, this is version {STORE_VERSION}; "
+            f"{folder}: not a whole store (what is wrong is its {', '.join(wrong)}); make it again with "
+            "'scaling data convert'"
+        )
+    return store
+
+
+def _opened(folder: Path) -> Store:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    if manifest["version"] != STORE_VERSION:
+        raise UserError(
+            f"{folder}: a store of version {manifest['version']}, this is version {STORE_VERSION}; "
             "make it again with 'scaling data convert'"
         )
-    return Store(**arrays, digest=digest, about=about, folder=folder)
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    labels = folder / "policies.npy"
+    policies = np.load(labels, mmap_mode="r") if labels.exists() else None
+    return Store(**arrays, policies=policies, digest=manifest["digest"], about=manifest["about"], folder=folder)
+
+
+def _fitting(store: Store) -> dict[str, bool]:
+    """Whether each part of a store is as :class:`Store` says."""
+    rows, episodes = len(store.rewards), len(store.terminal)
+    starts, policies, about = store.starts, store.policies, store.about
+    vectors, pictures = ((2, np.dtype(np.float32)), (3, np.dtype(np.uint8)))
+    choices = about.get("choices") if isinstance(about, dict) else None
+    return {
+        "states": (store.states.ndim, store.states.dtype) in (vectors, pictures) and len(store.states) == rows,
+        "actions": (store.actions.ndim, store.actions.dtype) in (vectors, (1, np.dtype(np.int64)))
+        and len(store.actions) == rows,
+        "rewards": store.rewards.shape == store.rtg.shape == (rows,) and store.rewards.dtype == store.rtg.dtype,
+        "starts": starts.shape == (episodes + 1,)
+        and starts.dtype == np.int64
+        and (starts[0], starts[-1]) == (0, rows)
+        and bool((np.diff(starts) > 0).all()),
+        "terminal": store.terminal.dtype == bool and store.terminal.ndim == 1 and episodes > 1,
+        "policies": policies is None
+        or (policies.shape == (episodes,) and policies.dtype == np.int32 and bool((policies >= 0).all())),
+        "digest": isinstance(store.digest, str) and len(store.digest) == hashlib.sha256().digest_size * 2,
+        "about": isinstance(about, dict) and (store.actions.ndim != 1 or (isinstance(choices, int) and choices > 0)),
+    }

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from scaling.building import whole_store
 from scaling.errors import UserError
 from scaling.source import place_of
 from scaling.spec import DataSpec
-from scaling.store import Store
+from scaling.store import Store, open_store
 
 FIELDS = ("path",)
 
@@ -26,4 +25,4 @@ def open(spec: DataSpec, folder: Path) -> Store:
     path = place_of(spec.path, folder)
     if not path.is_dir():
         raise UserError(f"data.path: no such folder: {path}; make a store with 'scaling data convert'")
-    return whole_store(path)
+    return open_store(path)
