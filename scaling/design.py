@@ -29,6 +29,8 @@ MOST = 60
 SIZE = {key: (f"model.{key}",) for key in ("kind", "width", "depth", "context")}
 FIELDS = SIZE | {"fraction": ("data.fraction", "data.transitions")}
 """Fields of the spec behind each setting of a cell."""
+OF_DATASET = ("data.kind", "data.path", "data.parts", "data.step_limit")
+"""Fields that say where a dataset lies."""
 """Sizes, and amounts of data, among which runs are proposed."""
 
 
@@ -147,6 +149,8 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
     if "spec" not in frame or not frame["spec"].notna().all():
         raise UserError("the table holds no specs, so no sweep can be written")
     specs = [upgraded(json.loads(spec)) for spec in frame["spec"]]
+    if "dataset" in frame and frame["dataset"].nunique() > 1:
+        raise UserError(f"the runs are on {frame['dataset'].nunique()} datasets; keep one with --where")
     by_size = _fields_by_size(specs)
     fresh = itertools.count(int(max(frame["seed"].max(), frame["draw"].max())) + 1)
     told = [field for key in cells[0].settings for field in FIELDS[key] if _varies(specs, field)] + by_size
@@ -186,7 +190,7 @@ def _fields_by_size(specs: list[dict[str, Any]]) -> list[str]:
         UserError: runs of one model differ in something else.
 
     """
-    known = {"data.draw", *itertools.chain.from_iterable(FIELDS.values())}
+    known = {"data.draw", *OF_DATASET, *itertools.chain.from_iterable(FIELDS.values())}
     parts = [part for part in PARTS if part != "evaluate"]
     other = [f"{part}.{leaf}" for part in parts for leaf in specs[0][part] if f"{part}.{leaf}" not in known]
     moving = [field for field in other if _varies(specs, field)]

@@ -1,9 +1,10 @@
 """Which laws survive, whether size matters, what to run next, power, optima at equal compute, profiles."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 from scaling import design, fit as fits, grid, nulls, power as powers, selection, study as studies
 from scaling.ensemble import average
@@ -13,7 +14,7 @@ from scaling.intervals import bootstrap
 from scaling.isocompute import iso_compute
 from scaling.objective import Objective
 from scaling.profile import exponents, profile
-from scaling.spec import RunSpec
+from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 from scaling.table import Table
 
 from conftest import loss_world, with_specs
@@ -165,7 +166,7 @@ def test_the_sweep_written_for_the_next_runs_is_read_back_and_new(tmp_path):
     assert all(isinstance(run, RunSpec) and run.seed >= 2 and run.data.draw == run.seed for run in sweep.runs)
     assert sorted(run.model.width for run in sweep.runs) == sorted(cell.settings["width"] for cell in cells)
     assert len({run_id(run, "x") for run in sweep.runs}) == 4
-    assert yaml.safe_load(path.read_text())["base"]["train"]["learning_rate"] == 1e-3
+    assert {run.train.learning_rate for run in sweep.runs} == {1e-3}
     check_read(sweep.named, sweep.runs)
 
 
@@ -269,3 +270,42 @@ def test_a_large_table_is_answered_from_the_rows_that_were_seen(monkeypatch, law
     assert rows == looked_at.fit.data.rows
     assert (rows == 50) == (law is not None)
     assert looked_at.answer.size_test is not None
+
+
+def runs_in_transitions(rates: dict[int, float]) -> pd.DataFrame:
+    """Runs on so many transitions, at three widths, with a learning rate for each width."""
+    frame = loss_world(0.01)
+    frame = frame[frame["width"].isin(rates)].assign(draw=lambda f: f["seed"], depth=1, kind="mambadm", context=20)
+    specs = [
+        RunSpec(
+            model=ModelSpec(width=int(row.width), depth=1),
+            data=DataSpec(transitions=int(row.D), draw=int(row.seed)),
+            train=TrainSpec(learning_rate=rates[int(row.width)]),
+            seed=int(row.seed),
+        )
+        for row in frame.itertuples()
+    ]
+    return frame.assign(spec=[json.dumps(to_dict(spec)) for spec in specs], dataset="digest").reset_index(drop=True)
+
+
+def test_the_next_runs_get_the_transitions_and_the_tuned_rate_of_their_cell(tmp_path):
+    frame = runs_in_transitions({16: 3e-3, 32: 2e-3, 64: 1e-3})
+    fitted = fits.fit(fits.load_law("additive"), fits.prepare(frame, "loss_best", ("N", "D")))
+    cells = design.next_cells(fitted, frame["N"].max(), frame["D"].max(), 4)
+    path = tmp_path / "more.yaml"
+    path.write_text(design.sweep_yaml(fitted, cells, "more"))
+    for spec, cell in zip(grid.read(path).runs, cells, strict=True):
+        assert spec.model.width == cell.settings["width"]
+        assert spec.data.transitions == pytest.approx(cell.D, rel=0.01)
+        assert spec.train.learning_rate == {16: 3e-3, 32: 2e-3, 64: 1e-3}[spec.model.width]
+
+
+def test_next_runs_are_not_guessed_where_runs_of_one_model_differ(tmp_path):
+    frame = runs_in_transitions({16: 3e-3, 32: 2e-3, 64: 1e-3})
+    spec = json.loads(frame["spec"].iloc[0])
+    spec["train"]["clip"] = 0.5
+    frame.loc[0, "spec"] = json.dumps(spec)
+    fitted = fits.fit(fits.load_law("additive"), fits.prepare(frame, "loss_best", ("N", "D")))
+    cells = design.next_cells(fitted, frame["N"].max(), frame["D"].max(), 1)
+    with pytest.raises(UserError, match=r"the runs also differ in train\.clip, .* keep one with --where"):
+        design.sweep_yaml(fitted, cells, "more")

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from scaling import results
+from scaling import episodes, results
 
 from conftest import make_columns, write_hdf5
 
@@ -41,8 +41,21 @@ def smoke(tmp_path_factory) -> Path:
 
 def test_every_run_of_a_sweep_ends_as_a_row_and_nothing_else_is_left(smoke):
     files = sorted(str(p.relative_to(smoke)) for p in smoke.rglob("*") if p.is_file())
-    assert len(files) == 4
-    assert all(name.startswith("runs/") and name.endswith("/row.parquet") for name in files)
+    assert len(files) == 8
+    assert {Path(name).name for name in files} == {"row.parquet", "episodes.parquet"}
+    assert all(name.startswith("runs/") for name in files)
+
+
+def test_every_rolled_out_episode_is_a_row_beside_the_table(smoke):
+    said = scaling("collect", SMOKE, "--out", "table.parquet", cwd=smoke).stdout
+    assert "8 episodes -> table.episodes.parquet" in said
+    played = episodes.read_frame(smoke / "table.episodes.parquet")
+    frame = results.read_frame(smoke / "table.parquet").set_index("run_id")
+    assert set(played["run_id"]) == set(frame.index)
+    for name, rows in played.groupby("run_id"):
+        assert rows["return"].tolist() == frame.loc[name, "returns"].tolist()
+        assert rows["score"].mean() == pytest.approx(frame.loc[name, "score"])
+        assert rows["episode"].tolist() == [0, 1]
 
 
 def test_a_sweep_runs_its_trials_side_by_side_with_one_thread_each(smoke):
