@@ -81,7 +81,7 @@ def checked(piece: Piece, name: str, first: int) -> Piece:
         UserError: naming the array and the row.
 
     """
-    for key, array in (("states", piece.states), ("actions", piece.actions), ("rewards", piece.rewards)):
+    for key, array in (("observations", piece.states), ("actions", piece.actions), ("rewards", piece.rewards)):
         with np.errstate(invalid="ignore"):  # infinity less infinity
             total = array.sum(dtype=np.float64)
         if array.dtype.kind != "f" or np.isfinite(total):

@@ -98,7 +98,7 @@ def test_the_embedded_dataset_is_what_its_readme_says(tmp_path):
     [
         (lambda c: c.pop("rewards"), "missing rewards"),
         (lambda c: c.pop("timeouts"), "no 'timeouts'"),
-        (lambda c: c["observations"].__setitem__((7, 1), np.nan), "states hold NaN, .*first in row 7"),
+        (lambda c: c["observations"].__setitem__((7, 1), np.nan), "observations hold NaN, .*first in row 7"),
         (lambda c: c["actions"].__setitem__((2, 0), 1.5), r"actions reach 1\.5, beyond .* first in row 2"),
         (lambda c: c.update(rewards=c["rewards"][:-1]), r"rewards has shape \(118,\)"),
         (lambda c: c.update(actions=c["actions"][:, 0]), r"actions have shape \(119,\) and type float32"),

@@ -152,7 +152,9 @@ def test_numbers_beyond_single_precision_are_named_with_their_row(tmp_path):
     columns = make_columns([4, 6, 3])
     columns["observations"] = columns["observations"].astype(np.float64)
     columns["observations"][8, 2] = 1e300
-    refused("d4rl", write_hdf5(tmp_path / "x.hdf5", columns), "states hold .* beyond single precision, first in row 8")
+    refused(
+        "d4rl", write_hdf5(tmp_path / "x.hdf5", columns), "observations hold .* beyond single precision, first in row 8"
+    )
 
 
 def test_infinities_of_both_signs_are_named_with_their_row(tmp_path):
@@ -418,7 +420,7 @@ SAID_OF_LOGS = {
     "observation has 4 numbers in row .* and 3 in row 20; all": {"observation": at(20, [1.0] * 3, np.ones((60, 4)))},
     "reward is missing in row 31": {"reward": at(31, None, np.ones(60))},
     "action is missing in row 44": {"action": at(44, None, np.zeros((60, 2)))},
-    "states hold NaN.* first in row 20": {"observation": at(20, [1.0, None, 1.0, 1.0], np.ones((60, 4)))},
+    "observations hold NaN.* first in row 20": {"observation": at(20, [1.0, None, 1.0, 1.0], np.ones((60, 4)))},
     "actions reach -1 in row 7": {"action": at(7, -1, [0] * 60)},
     "actions reach 3, beyond .* row 7": {"action": at(7, [0.0, 3.0], np.zeros((60, 2)))},
     "states have shape .* type object": {"observation": [["a", "b"]] * 60},

@@ -203,7 +203,9 @@ def test_nan_observations_name_the_row(own_data):
     with h5py.File(own_data / "mine.hdf5", "a") as file:
         file["observations"][3, 0] = np.nan
     done = scaling("run", sweep_file(own_data, "{seed: [0]}"), cwd=own_data, code=2)
-    assert "observations holds NaN or infinity in 1 of" in done.stderr
+    assert (
+        "mine.hdf5: observations hold NaN, infinity, or a number beyond single precision, first in row 3" in done.stderr
+    )
     assert not (own_data / "runs").exists()
 
 
