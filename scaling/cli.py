@@ -63,14 +63,14 @@ class Verbs(click.Group):
 @click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="scaling")
 def main() -> None:
-    r"""More data or a bigger model? Scaling-law studies for offline reinforcement learning.
+    """More data or a bigger model? Scaling-law studies for offline reinforcement learning.
 
     \b
     A sweep is a YAML file that says which runs answer a question. The way of the data:
       sweep --plan--> runs and their cost --run--> a row per run --collect--> one table
       table --select--> laws that survive --answer--> a verdict --report--> one HTML page
     A table may also be any CSV or Parquet file of your own: --column N=params --column D=tokens.
-    """
+    """  # noqa: D301 - click wants the character itself
 
 
 @main.command("plan")
@@ -114,14 +114,14 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
     for name, spec in runs.specs.items():
         cost = costs[name]
         model, data = spec.model, spec.data
-        fixed = [name[:8], model.kind, model.width, model.depth, f"{data.fraction:g}", data.draw, spec.seed]
+        fixed = [name[:8], model.kind, model.width, model.depth, f"{cost.share:.4g}", data.draw, spec.seed]
         read = read_fields(spec)
         fixed += [value_of(spec, field) if field in read else "" for field in varying]
         sizes = [
             f"{cost.parameters['N']:,}",
             f"{cost.D:,}",
             f"{cost.updates:,}",
-            f"{cost.exposures:.1f}",
+            f"{cost.exposures:.3g}",
             f"{cost.C:.2e}",
         ]
         table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), "" if name in waiting else "done")

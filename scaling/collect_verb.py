@@ -31,7 +31,7 @@ LEAST = 2_000
     "--policy",
     type=click.Choice(["sac", "random", "track"]),
     required=True,
-    help="sac: trained here, continuous actions. random: any. track: a script that follows Breakout's ball.",
+    help="sac: trained here, actions in [-1, 1]. random: uniform, Atari too. track: follows Breakout's ball.",
 )
 @click.option(
     "--steps", type=click.IntRange(1), required=True, help="Steps to train or to play; 1_000_000 is a number."

@@ -8,7 +8,7 @@ from scaling import plug
 from scaling.errors import UserError
 from scaling.spec import RunSpec, TrainSpec
 from scaling.store import Store
-from scaling.subsets import degraded, held_out_episodes, segments_of, training_episodes
+from scaling.subsets import degraded, held_out_episodes, segments_of, share_of, training_episodes
 from scaling.windows import Windows, check_fits
 
 
@@ -26,6 +26,8 @@ class Cost:
     """What a run will take, known before it starts."""
 
     parameters: dict[str, int]
+    share: float
+    """Of the training data, as asked for."""
     D: int
     episodes: int
     updates: int
@@ -95,6 +97,7 @@ def cost_of(spec: RunSpec, store: Store, subset: Subset | None = None) -> Cost:
     tokens = 3 * spec.model.context * windows
     return Cost(
         parameters=architecture.count(spec.model, space),
+        share=share_of(store, spec.data),
         D=len(subset.training),
         episodes=subset.episodes,
         updates=updates,

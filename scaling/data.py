@@ -78,9 +78,8 @@ def prepare(table: Table | pd.DataFrame, loss: str, inputs: tuple[str, ...], clu
     if "status" in frame and (frame["status"] == "failed").any():
         refused["failed run"] = int((frame["status"] == "failed").sum())
         frame = frame[frame["status"] != "failed"]
-    if "tuned" in frame and frame["tuned"].eq(False).any():
-        refused["setting that was not the best for its model"] = int(frame["tuned"].eq(False).sum())
-        frame = frame[~frame["tuned"].eq(False)]
+    frame, untuned = without_untuned(frame)
+    refused |= untuned
     frame = frame.reset_index(drop=True)
     if "fraction" in frame and not _is_share_of_data(frame):
         frame = frame.drop(columns="fraction")
@@ -104,6 +103,14 @@ def prepare(table: Table | pd.DataFrame, loss: str, inputs: tuple[str, ...], clu
         loss=loss,
         refused=refused,
     )
+
+
+def without_untuned(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The runs at their model's best setting of what was tuned, and how many others were left out, if any."""
+    if "tuned" not in frame or not frame["tuned"].eq(False).any():
+        return frame, {}
+    other = frame["tuned"].eq(False)
+    return frame[~other], {"not at its model's best setting": int(other.sum())}
 
 
 def subset(data: Data, keep: np.ndarray) -> Data:

@@ -83,4 +83,4 @@ data_group.add_command(collect_verb)
 
 def _name(path: str) -> str:
     """A file name for what is at ``path``."""
-    return Path(path.rpartition(":")[2]).stem or "dataset"
+    return Path(path.rpartition(":")[2]).name or "dataset"

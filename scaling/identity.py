@@ -59,7 +59,7 @@ def _evaluate_fields(evaluate: EvaluateSpec) -> set[str]:
 def canonical(spec: RunSpec) -> RunSpec:
     """The spec with every field that makes no difference back at its default, so that equal runs are equal."""
     read = read_fields(spec)
-    spec = dataclasses.replace(spec, data=_with_shares(spec.data), train=_without_base(spec))
+    spec = dataclasses.replace(spec, data=_with_shares(spec.data))
     parts: dict[str, Any] = {}
     for name, defaults in DEFAULTS.items():
         ignored = [f.name for f in dataclasses.fields(defaults) if f"{name}.{f.name}" not in read]
@@ -70,12 +70,6 @@ def canonical(spec: RunSpec) -> RunSpec:
 def _with_shares(data: DataSpec) -> DataSpec:
     """Weights that add up to one."""
     return dataclasses.replace(data, weights=tuple(round(weight / sum(data.weights), 12) for weight in data.weights))
-
-
-def _without_base(spec: RunSpec) -> TrainSpec:
-    """No base width for the width that it is."""
-    same = spec.train.base_width == spec.model.width
-    return dataclasses.replace(spec.train, base_width=None) if same else spec.train
 
 
 def run_id(spec: RunSpec, digest: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scaling.diversity import CELLS, DIRECTIONS, diversity, projection
 from scaling.figures import DATA_COLOUR, style
@@ -52,10 +53,14 @@ def picture(store: Store, name: str) -> Figure:
         figure = Figure(figsize=(11, 7), layout="constrained")
         axes = figure.subplots(2, 2)
         ended = np.where(store.terminal, "by the environment", "by a limit")
-        hue = {"hue": ended, "hue_order": ["by the environment", "by a limit"], "multiple": "stack"}
+        hue = {"hue": ended, "hue_order": sorted(set(ended), reverse=True), "multiple": "stack"}
         for place, values, label in ((axes[0, 0], store.returns, "return"), (axes[0, 1], store.lengths, "length")):
             sns.histplot(x=np.asarray(values), bins=40, ax=place, legend=place is axes[0, 0], **hue)
             place.set(xlabel=f"{label} of an episode", ylabel="episodes")
+            place.yaxis.set_major_locator(MaxNLocator(integer=True))
+            place.ticklabel_format(axis="x", useOffset=False)
+            if np.ptp(values) == 0:
+                place.set_xlim(float(values[0]) - 1, float(values[0]) + 1)
         axes[0, 0].get_legend().set_title("ended")
         _along_time(axes[1, 0], store)
         points = projection(store, MOST)

@@ -176,6 +176,8 @@ def _ended(table: Table) -> tuple[pd.DataFrame, dict[str, int]]:
     if "status" in frame and (frame["status"] == "failed").any():
         refused["failed run"] = int((frame["status"] == "failed").sum())
         frame = frame[frame["status"] != "failed"]
+    frame, untuned = data.without_untuned(frame)
+    refused |= untuned
     frame = frame.reset_index(drop=True)
     if "run_id" not in frame:
         frame = frame.assign(run_id=[str(row) for row in range(len(frame))])

@@ -97,7 +97,8 @@ def _amounting_to(store: Store, spec: DataSpec, order: np.ndarray, transitions: 
         lengths = np.minimum(lengths, spec.segment)
     sums = np.cumsum(lengths)
     if transitions > sums[-1]:
-        raise UserError(f"{asked_by} {transitions:g} exceeds the {sums[-1]:,} training transitions there are")
+        there = "there are" if spec.segment is None else f"that segments of {spec.segment} leave"
+        raise UserError(f"{asked_by} {transitions:,.0f} exceeds the {sums[-1]:,} training transitions {there}")
     return order[: int(np.argmin(np.abs(sums - transitions))) + 1]
 
 
@@ -119,7 +120,7 @@ def _weighted(store: Store, spec: DataSpec, order: np.ndarray) -> np.ndarray:
     total = spec.fraction * most if spec.transitions is None else spec.transitions
     if total > most:
         raise UserError(
-            f"data.transitions {spec.transitions} with data.weights {list(spec.weights)} exceeds the {int(most):,} "
+            f"data.transitions {spec.transitions:,} with data.weights {list(spec.weights)} exceeds the {int(most):,} "
             "training transitions that can have these shares"
         )
     chosen = [

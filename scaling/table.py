@@ -1,6 +1,7 @@
 """Any CSV or Parquet file as a frame whose columns have the names that laws use."""
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": None}
 NUMBERS = ("fraction", "draw", "C", "exposures", "train_seconds", "score")
 """Columns of our own tables that must be numbers to be used for what they are called."""
 NESTED = ("curve", "returns")
+FIELD = r"\b(?:model|data|train|evaluate)\.\w+"
+"""A field of a spec in an expression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,8 @@ def read(path: Path, columns: Mapping[str, str] | None = None, where: str | None
         path: Parquet (as of ``scaling collect``, or any other) or delimited text (.csv, .tsv, also .gz).
         columns: new name to an existing column, or to an arithmetic expression of columns such as
             ``compute / (6 * N)``; in order, so that later ones may use earlier ones.
-        where: expression that is true for the rows to keep, such as ``step > 1000 and lr == 0.001``.
+        where: expression that is true for the rows to keep, such as ``step > 1000 and lr == 0.001``; fields of the
+            runs' specs go by their dotted names, ``data.selection == 'random'``.
 
     Raises:
         UserError: the file cannot be read, or an expression cannot be computed.
@@ -49,11 +53,11 @@ def read(path: Path, columns: Mapping[str, str] | None = None, where: str | None
         frame = frame.assign(**{name: _evaluate(frame, expression, f"column {name}")})
     if where is None:
         return Table(frame)
-    keep = _evaluate(frame, where, "where")
+    keep = _evaluate(*_with_fields(frame, where), "where")
     if not isinstance(keep, pd.Series) or not pd.api.types.is_bool_dtype(keep):
         raise UserError(f"where must be true or false for every row: {where!r}; for example 'loss > 0'")
     keep = keep.fillna(False).astype(bool)
-    return Table(frame[keep].reset_index(drop=True), {f"where {where}": int((~keep).sum())})
+    return Table(frame[keep].reset_index(drop=True), {f"not where {where}": int((~keep).sum())})
 
 
 def _load(path: Path) -> pd.DataFrame:
@@ -113,6 +117,17 @@ def _holds_specs(frame: pd.DataFrame) -> bool:
         return False
     known = all(isinstance(spec, dict) and {"model", "data", "train", "seed"} <= spec.keys() for spec in specs)
     return known and {"dataset", "seed", "draw"} <= set(frame.columns)
+
+
+def _with_fields(frame: pd.DataFrame, expression: str) -> tuple[pd.DataFrame, str]:
+    """The frame with the fields of the specs that an expression names, and the expression with their names quoted."""
+    names = set(re.findall(FIELD, expression))
+    if not names or "spec" not in frame or not frame["spec"].notna().all():
+        return frame, expression
+    try:
+        return results.with_fields(frame, *names), re.sub(f"({FIELD})", r"`\1`", expression)
+    except KeyError as error:
+        raise UserError(f"where: the runs' specs have no field {error}; see scaling/spec.py") from error
 
 
 def _evaluate(frame: pd.DataFrame, expression: str, what: str) -> Any:

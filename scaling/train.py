@@ -25,7 +25,6 @@ from scaling.ops.selective_scan import kernel_name
 from scaling.optimisation import learning_rate, parameter_groups, peak_rate
 from scaling.spec import RunSpec, Space
 from scaling.store import Store
-from scaling.subsets import share_of
 from scaling.windows import Normaliser
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16"}
@@ -68,7 +67,7 @@ def train(spec: RunSpec, store: Store, report: Report = lambda update, loss: Non
         row = {"device": _device_name(accelerator), "processes": accelerator.num_processes, "kernel": kernel}
     known = identity(spec, store.digest)
     played = [{"run_id": known["run_id"], **episode} for episode in training.episodes]
-    known["fraction"] = share_of(store, spec.data)
+    known["fraction"] = cost.share
     return Outcome({**known, **diversity(subset.training, store), **measured, **row, "status": results.DONE}, played)
 
 

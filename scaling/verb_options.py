@@ -48,7 +48,9 @@ TABLE_OPTIONS = (
         help="Name a column as laws do: N, D, loss, width, depth, exposures, C. EXPR is a column or an expression of "
         "columns, such as 'compute / (6 * N)'. May be repeated; later ones may use earlier ones.",
     ),
-    click.option("--where", metavar="EXPR", help="Rows to keep, such as 'step > 1000 and lr == 0.001'."),
+    click.option(
+        "--where", metavar="EXPR", help="Rows to keep, such as 'step > 1000' or \"data.selection == 'random'\"."
+    ),
     click.option("--loss", help="Column to fit.  [default: loss_best, else loss]"),
     click.option("--cluster", help="Column that names the training run, where rows are checkpoints of one."),
 )

@@ -8,7 +8,9 @@ from scaling.cost import Cost
 
 def costs(*points: tuple[int, int, int]) -> dict[str, Cost]:
     return {
-        str(index): Cost(parameters={"N": n}, D=d, episodes=1, updates=1, tokens_seen=t, exposures=1.0, C=1.0)
+        str(index): Cost(
+            parameters={"N": n}, share=1.0, D=d, episodes=1, updates=1, tokens_seen=t, exposures=1.0, C=1.0
+        )
         for index, (n, d, t) in enumerate(points)
     }
 

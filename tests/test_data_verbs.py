@@ -44,7 +44,7 @@ def test_a_dataset_is_described_and_drawn(here, hdf5):
     assert told["lengths"].startswith("3 / 7.25 / 10 / 13.5 / 30")
     assert (told["ended by the environment"], told["cut by a limit"]) == ("5", "5")
     assert told["cells of state and action visited"] == f"{occupied:.1%} of 4,096, along 3 random lines"
-    with Image.open(here / "results" / "small.inspect.png") as picture:
+    with Image.open(here / "results" / "small.hdf5.inspect.png") as picture:
         assert picture.width > 1000
         assert len(picture.convert("L").getcolors(maxcolors=256) or []) > 50
 

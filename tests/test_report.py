@@ -105,7 +105,7 @@ def test_a_foreign_csv_is_fitted_by_mapping_its_columns(tmp_path):
     told = json.loads(plain)
     assert code == 0
     assert told["rows_used"] == 25
-    assert told["rows_refused"] == {"where seed == 0": 25}
+    assert told["rows_refused"] == {"not where seed == 0": 25}
     assert told["intervals"] is None
     assert told["theta"]["beta"] == pytest.approx(0.45, rel=0.2)
 

@@ -340,8 +340,8 @@ def test_json_to_stdout_leaves_words_on_stderr(tmp_path):
     table = write(runs(), tmp_path / "t.parquet", played(runs()))
     code, plain, words = call(table, "--bootstrap", 20, "--json", "-", "--by", "width, fraction", "--where", "seed < 2")
     assert code == 0
-    assert json.loads(plain)["left_out"] == {"where seed < 2": 9}
-    assert "left out: 9 where seed < 2" in words
+    assert json.loads(plain)["left_out"] == {"not where seed < 2": 9}
+    assert "left out: 9 not where seed < 2" in words
 
 
 def test_a_constant_loss_leaves_the_comparison_and_says_why_there_is_no_link(tmp_path):

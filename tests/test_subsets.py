@@ -91,7 +91,7 @@ def test_a_number_of_transitions_is_met_as_closely_as_whole_episodes_allow(store
     for wanted in (50, 333, 1000):
         episodes = training_episodes(store, DataSpec(transitions=wanted))
         assert abs(store.lengths[episodes].sum() - wanted) <= LENGTHS.max() / 2
-    with pytest.raises(UserError, match=r"data.transitions 99999 exceeds the 2,\d+ training transitions there are"):
+    with pytest.raises(UserError, match=r"data.transitions 99,999 exceeds the 2,\d+ training transitions there are"):
         training_episodes(store, DataSpec(transitions=99999))
 
 
@@ -107,7 +107,7 @@ def test_with_weights_the_whole_is_the_largest_subset_that_has_them(store):
     whole = training_episodes(store, DataSpec(weights=(1.0, 0.0, 0.0)))
     rest = np.setdiff1d(np.arange(120), held_out_episodes(store, DataSpec()))
     assert whole.tolist() == rest[store.policies[rest] == 0].tolist()
-    with pytest.raises(UserError, match=r"data.transitions 2000 with data.weights .* exceeds the"):
+    with pytest.raises(UserError, match=r"data.transitions 2,000 with data.weights .* exceeds the"):
         training_episodes(store, DataSpec(weights=(1.0, 0.0, 0.0), transitions=2000))
     with pytest.raises(UserError, match=r"data\.weights has 2 values, and the dataset has 3 policies"):
         training_episodes(store, DataSpec(weights=(1.0, 0.0)))

@@ -11,7 +11,7 @@ from scaling import data as prepared, fit as fits, table
 from scaling.errors import UserError
 from scaling.study import study
 
-from conftest import loss_world
+from conftest import loss_world, with_specs
 
 
 def foreign(rows: int = 40) -> pd.DataFrame:
@@ -41,10 +41,10 @@ def test_columns_are_mapped_from_names_and_expressions_in_every_format(tmp_path,
     world = world[world["seed"] == 1]
     np.testing.assert_allclose(read.frame["D"], world["D"], rtol=1e-12)
     np.testing.assert_allclose(read.frame["loss"], world["loss_best"], rtol=1e-12)
-    assert read.refused == {"where seed == 1": 20}
+    assert read.refused == {"not where seed == 1": 20}
     data = fits.prepare(read, "loss")
     assert data.rows == 20
-    assert data.refused == {"where seed == 1": 20}
+    assert data.refused == {"not where seed == 1": 20}
 
 
 @pytest.mark.parametrize(
@@ -172,3 +172,15 @@ def test_a_truncated_archive_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match="not readable as delimited text"):
         table.read(path)
+
+
+def test_rows_are_kept_by_fields_of_their_specs(tmp_path):
+    frame = with_specs(loss_world(0.01), [1e-3, 2e-3]).assign(draw=lambda f: f["seed"])
+    path = tmp_path / "t.parquet"
+    frame.to_parquet(path)
+    kept = table.read(path, where="train.learning_rate == 0.002 and data.fraction > 0.2").frame
+    expected = frame[(frame.index % 2 == 1) & (frame["fraction"] > 0.2)]
+    assert kept["loss_best"].tolist() == expected["loss_best"].tolist()
+    assert list(kept.columns) == list(frame.columns)
+    with pytest.raises(UserError, match="specs have no field 'slection'"):
+        table.read(path, where="data.slection == 1")

@@ -56,7 +56,7 @@ def test_fits_leave_out_what_was_not_the_best_and_say_so():
     ]
     data = prepare(marked(rows), "loss_best", ("N", "D"))
     assert data.rows == 6
-    assert data.refused == {"setting that was not the best for its model": 6}
+    assert data.refused == {"not at its model's best setting": 6}
 
 
 @pytest.mark.parametrize(
