@@ -58,6 +58,7 @@ def picture(store: Store, name: str) -> Figure:
             sns.histplot(x=np.asarray(values), bins=40, ax=place, legend=place is axes[0, 0], **hue)
             place.set(xlabel=f"{label} of an episode", ylabel="episodes")
             place.yaxis.set_major_locator(MaxNLocator(integer=True))
+            place.xaxis.set_major_locator(MaxNLocator(6, integer=label == "length"))
             place.ticklabel_format(axis="x", useOffset=False)
             if np.ptp(values) == 0:
                 place.set_xlim(float(values[0]) - 1, float(values[0]) + 1)
