@@ -120,7 +120,7 @@ def plan_verb(sweep: Path, root: Path, cpus: int | None, threads: int) -> None:
         sizes = [
             f"{cost.parameters['N']:,}",
             f"{cost.D:,}",
-            f"{cost.updates:,}",
+            f"{'≤ ' if spec.train.budget == 'convergence' else ''}{cost.updates:,}",
             f"{cost.exposures:.3g}",
             f"{cost.C:.2e}",
         ]

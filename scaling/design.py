@@ -160,7 +160,8 @@ def sweep_yaml(fitted: Fit, cells: tuple[Cell, ...], name: str) -> str:
         seed = next(fresh)
         points.append([*(values[field] for field in told), seed, seed])
     axis = ", ".join([*told, "data.draw", "seed"])
-    base = {part: _left_out(specs[0][part], kind(), part, told) for part, kind in PARTS.items()}
+    left = {part: _left_out(specs[0][part], kind(), part, told) for part, kind in PARTS.items()}
+    base = {part: values for part, values in left.items() if values}
     text = {"name": name, "question": "What would narrow the verdict most?", "base": base, "axes": {axis: points}}
     written: str = yaml.safe_dump(text, sort_keys=False, default_flow_style=None, width=110)
     return written

@@ -149,3 +149,9 @@ def test_a_store_opens_by_its_folder(hdf5):
     store = build(hdf5, d4rl.read)
     folder = Path(store.states.filename).parent
     np.testing.assert_array_equal(open_store(folder).rtg, store.rtg)
+
+
+def test_a_file_of_another_kind_is_told_as_such(tmp_path):
+    (tmp_path / "logs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"logs.parquet is no HDF5 file but looks like arrow: set data\.kind: arrow"):
+        d4rl.open(DataSpec(path="logs.parquet"), tmp_path)

@@ -19,6 +19,7 @@ import numpy as np
 from scaling.building import build_once, file_identity
 from scaling.downloads import d4rl_file
 from scaling.errors import UserError
+from scaling.recognise import kind_of
 from scaling.source import (
     INSIDE,
     TERMINAL,
@@ -84,8 +85,19 @@ def open(spec: DataSpec, folder: Path) -> Store:
 
     """
     path = locate(spec.path, folder)
+    _refuse_other_kinds(path)
     limit = spec.step_limit
     return build_once(lambda: f"{file_identity(path)}|{limit}", lambda: read(path, limit))
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """Say what a file is that another reader would recognise."""
+    try:
+        kind = kind_of(str(path), path.parent)
+    except UserError:
+        return  # damaged, which is told when it is read
+    if kind != "d4rl":
+        raise UserError(f"{path} is no HDF5 file but looks like {kind}: set data.kind: {kind}")
 
 
 def read(path: Path, step_limit: int | None = None) -> Source:
