@@ -10,6 +10,7 @@ import pandas as pd
 from scaling import data, episodes, results
 from scaling.errors import UserError
 from scaling.scores import normalised
+from scaling.spec import upgraded
 from scaling.table import Table
 
 SCORE, RETURN = "score", "return"
@@ -196,9 +197,9 @@ def _unnested(frame: pd.DataFrame) -> pd.DataFrame:
         )
     rows = []
     for row in frame[frame["returns"].notna()].to_dict("records"):
-        how = json.loads(row["spec"])["evaluate"] if isinstance(row.get("spec"), str) else {}
+        how = upgraded(json.loads(row["spec"]))["evaluate"] if isinstance(row.get("spec"), str) else {}
         env, first = how.get("env") or "", how.get("seed", 0)
-        known = {"run_id": row["run_id"], "env": env, "target": how.get("target_return", np.nan)}
+        known = {"run_id": row["run_id"], "env": env, "target": (how.get("targets") or [np.nan])[0]}
         rows += [
             known | {"episode": number, "seed": first + number, "return": value, "score": normalised(env, value)}
             for number, value in enumerate(row["returns"])
