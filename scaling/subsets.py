@@ -153,8 +153,6 @@ def degraded(store: Store, spec: DataSpec) -> Store:
 
 def _noisy_actions(store: Store, spec: DataSpec) -> np.ndarray:
     generator = np.random.default_rng([SPLIT_SEED, spec.draw, 3])
-    if store.discrete and spec.action_noise > 1:
-        raise UserError(f"data.action_noise is a probability where actions are choices: {spec.action_noise}")
     if store.discrete:
         replaced = generator.random(len(store.actions)) < spec.action_noise
         return np.where(replaced, generator.integers(0, store.action_size, len(store.actions)), store.actions)

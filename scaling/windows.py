@@ -52,9 +52,12 @@ def check_fits(store: Store, spec: RunSpec) -> None:
     """Refuse a run whose windows the dataset cannot fill.
 
     Raises:
-        UserError: the context exceeds every episode, or an episode exceeds the timestep embedding.
+        UserError: the context exceeds every episode, an episode exceeds the timestep embedding, or noise is no
+            probability.
 
     """
+    if store.discrete and spec.data.action_noise > 1:
+        raise UserError(f"data.action_noise is a probability where actions are choices: {spec.data.action_noise}")
     longest = int(store.lengths.max())
     if spec.model.context > longest:
         raise UserError(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from scaling.building import build_once
-from scaling.cost import subset_of
+from scaling.cost import cost_of, subset_of
 from scaling.errors import UserError
 from scaling.source import INSIDE, TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec
@@ -196,7 +196,7 @@ def test_noise_on_choices_replaces_some(tmp_path):
 
 def test_a_probability_above_one_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.action_noise is a probability where actions are choices: 1.5"):
-        degraded(make(tmp_path, discrete=True), DataSpec(action_noise=1.5))
+        cost_of(spec(action_noise=1.5), make(tmp_path, discrete=True))
 
 
 def test_data_that_are_not_degraded_stay_on_disk(store):
