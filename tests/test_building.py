@@ -266,5 +266,5 @@ def test_a_policy_that_changes_inside_an_episode_is_refused_wherever_pieces_end(
 def test_flags_that_are_no_numbers_are_refused(tmp_path):
     columns = make_columns([4, 6, 3])
     columns["terminals"] = np.where(np.arange(13) == 2, np.nan, columns["terminals"])
-    with pytest.raises(UserError, match="terminals hold NaN or infinity"):
+    with pytest.raises(UserError, match="terminals hold NaN or infinity, first in row 2"):
         build(write_hdf5(tmp_path / "bad.hdf5", columns), d4rl.read)

@@ -187,6 +187,7 @@ def _pieces(path: Path, limit: int | None) -> Iterator[Piece]:
         since = 0
         for first in range(0, rows, step):
             columns = {key: file[key][first : first + step] for key in (*REQUIRED, *OPTIONAL) if key in file}
+            _refuse_odd_flags(columns, path, first)
             ends, since = _ends(columns, limit, since)
             piece = Piece(
                 states_of(columns["observations"], str(path)),
@@ -198,11 +199,16 @@ def _pieces(path: Path, limit: int | None) -> Iterator[Piece]:
             yield checked(piece, str(path), first)
 
 
+def _refuse_odd_flags(columns: dict[str, np.ndarray], path: Path, first: int) -> None:
+    for key in ("terminals", "timeouts"):
+        finite = np.isfinite(columns.get(key, np.zeros(0)))
+        if not finite.all():
+            row = first + int(np.argmin(finite))
+            raise UserError(f"{path}: {key} hold NaN or infinity, first in row {row}; they must be true or false")
+
+
 def _ends(columns: dict[str, np.ndarray], limit: int | None, since: int) -> tuple[np.ndarray, int]:
     """What follows each row, and how many rows of an episode are under way after the last."""
-    for key in ("terminals", "timeouts"):
-        if key in columns and not np.isfinite(columns[key]).all():
-            raise ValueError(f"{key} hold NaN or infinity")
     terminals = columns["terminals"].astype(bool)
     ends = np.full(len(terminals), INSIDE, np.uint8)
     if "timeouts" in columns:
