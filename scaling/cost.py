@@ -45,8 +45,8 @@ class Cost:
         )
 
 
-def subset_of(spec: RunSpec, store: Store) -> Subset:
-    """Training and held-out windows of the run.
+def subset_of(spec: RunSpec, store: Store, *, noise: bool = True) -> Subset:
+    """Training and held-out windows of the run; their size is the same with and without noise.
 
     Raises:
         UserError: the run does not fit the dataset.
@@ -55,7 +55,7 @@ def subset_of(spec: RunSpec, store: Store) -> Subset:
     check_fits(store, spec)
     episodes = training_episodes(store, spec.data)
     segments = segments_of(store, episodes, spec.data)
-    training = Windows(degraded(store, spec.data), episodes, spec, segments)
+    training = Windows(degraded(store, spec.data) if noise else store, episodes, spec, segments)
     return Subset(training, Windows(store, held_out_episodes(store, spec.data), spec), len(episodes))
 
 
@@ -87,8 +87,7 @@ def cost_of(spec: RunSpec, store: Store, subset: Subset | None = None) -> Cost:
         UserError: the run does not fit the dataset, or there is no such model.
 
     """
-    clean = dataclasses.replace(spec, data=dataclasses.replace(spec.data, action_noise=0.0, reward_noise=0.0))
-    subset = subset or subset_of(clean, store)
+    subset = subset or subset_of(spec, store, noise=False)
     space = store.space
     architecture = plug.load("models", spec.model.kind)
     per_window = 3.0 * architecture.flops(spec.model, space, spec.model.context)
