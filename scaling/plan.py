@@ -18,7 +18,7 @@ def plan(runs: Runs) -> Costs:
         UserError: a run does not fit its dataset or its environment.
 
     """
-    for spec in {(s.data, s.evaluate, s.model.kind): s for s in runs.specs.values()}.values():
+    for spec in {(runs.store(s).digest, s.evaluate, s.model.kind): s for s in runs.specs.values()}.values():
         check_env(spec, runs.store(spec).space)
     for spec in runs.specs.values():
         check_recurrent(spec)
