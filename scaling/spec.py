@@ -33,7 +33,7 @@ class ModelSpec:
     """Timesteps per window; each is three tokens."""
     dropout: float = 0.1
     max_timestep: int = 1000
-    """Rows of the timestep embedding: the longest episode that can be trained on or evaluated."""
+    """Rows of the timestep embedding: the longest episode that can be trained on; a longer rollout shares the last."""
 
     encoder: Literal["linear", "conv"] = "linear"
     """How states are embedded: vectors by a linear layer, pictures by the Atari codes' three convolutions."""
