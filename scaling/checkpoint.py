@@ -19,6 +19,9 @@ State = dict[str, Any]
 class Keeper(Protocol):
     """Decides when a run's state is saved; asked between any two updates, and between steps of rollouts."""
 
+    keeps_last: bool
+    """Whether the state after the last update is wanted in any case."""
+
     def wants(self) -> bool:
         """Whether the state should be saved now."""
 
@@ -28,6 +31,8 @@ class Keeper(Protocol):
 
 class Nobody:
     """Never saves."""
+
+    keeps_last = False
 
     def wants(self) -> bool:
         """No."""

@@ -1,7 +1,7 @@
 """Who works on which run: a small file beside its row, renewed while the work lasts.
 
-A run is taken in three steps: write a claim of one's own, list the claims, withdraw if there is another's. Whoever
-writes lists afterwards, so of two that come at once at least one sees the other: both may withdraw, and try again later;
+A run is taken in three steps: write a claim of one's own, list the claims, withdraw if there is another's. Everybody
+lists after writing, so of two that come at once at least one sees the other: both may withdraw, and try again later;
 never do both stay. It needs a root whose listings show what was written before, as folders and S3 do, and no other
 means of locking. Ages are differences of times that the root itself puts on files, so clocks of machines may differ.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scaling.root import Root
+from scaling.root import Root, now
 
 BEAT = 10.0
 """Seconds between two renewals."""
@@ -105,17 +105,8 @@ class Claim:
         times = self.root.files(self.run_id)
         if path not in times:
             return False
-        now = times.get(self.path) or self._now()
-        return now - times[path] < STALE
-
-    def _now(self) -> float:
-        """The root's own time."""
-        probe = f"{self.run_id}/now-{uuid.uuid4().hex[:12]}"
-        self.root.write(probe, b"")
-        try:
-            return self.root.files(self.run_id)[probe]
-        finally:
-            self.root.remove(probe)
+        present = times.get(self.path) or now(self.root, self.run_id)
+        return present - times[path] < STALE
 
     def tell(self, **more: Any) -> None:
         """Say more with the next renewal."""
@@ -156,10 +147,10 @@ class Claim:
 
 
 def _machine() -> str:
-    """This boot of this machine, as far as its processes see each other."""
+    """Names this boot of this machine, as far as its processes see each other."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

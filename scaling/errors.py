@@ -14,3 +14,7 @@ class Diverged(Exception):
 
 class Interrupted(Exception):
     """A run was asked to stop; its state is saved as far as it could be."""
+
+
+class TeamBroken(Exception):
+    """A process of a team has died, which says nothing about the run it was at."""

@@ -178,6 +178,18 @@ def check_writable(root: Root) -> None:
         raise UserError(f"the root {root.uri} cannot be written: {_line(error)}; choose another with --root") from error
 
 
+def now(root: Root, folder: str = "") -> float:
+    """The root's own time, as its files are dated; this machine's where nothing can be written."""
+    probe = f"{folder}/now-{uuid.uuid4().hex}" if folder else f"now-{uuid.uuid4().hex}"
+    try:
+        root.write(probe, b"")
+        dated = root.files(folder)[probe]
+        root.remove(probe)
+    except OSError:
+        return time.time()
+    return dated
+
+
 def _again(request: Callable[[], Result]) -> Result:
     """The answer to a request, asked again while the store has trouble."""
     pause = 0.5

@@ -104,6 +104,8 @@ class Training:
             self.points.append({"update": mark, "loss": loss})
             self.total.zero_()
             report(mark, loss)
+        if self.keeper.keeps_last:
+            self.keeper.keep(self.state())
         return self.points
 
     def _has_converged(self) -> bool:
