@@ -37,6 +37,9 @@ REPORT_SECONDS = 2.0
 
 NEVER = 10**9
 
+ENDS = ("loss", "loss_best", "score", "N", "D", "C")
+"""Columns of a row that are shown to those who watch."""
+
 
 def run(
     work: Work,
@@ -54,6 +57,7 @@ def run(
     """
     with _ray(resources):
         slots = _slots(resources)
+        watched = bool(callbacks)
         desk = ray.remote(num_cpus=0)(_Desk).remote()
         storage = tempfile.mkdtemp(prefix="scaling-tune-")
         bundle = {"CPU": resources.threads, "GPU": resources.gpus}
@@ -61,7 +65,7 @@ def run(
             tune.with_resources(
                 tune.with_parameters(_trial, desk=desk), tune.PlacementGroupFactory([bundle] * resources.workers)
             ),
-            param_space={"team": [resources.workers, resources.threads, resources.gpus]},
+            param_space={"team": [resources.workers, resources.threads, resources.gpus], "watched": watched},
             tune_config=tune.TuneConfig(
                 num_samples=-1,
                 search_alg=_Queue(work, orders, interrupts, desk),
@@ -154,7 +158,15 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
         except ray.exceptions.RayError:  # the driver is gone
             return True
 
-    attempt(order, team, report, stopping)
+    if attempt(order, team, report, stopping) and config["watched"]:
+        _report_end(order)
+
+
+def _report_end(order: Order) -> None:
+    """The numbers of the row, for whoever watches."""
+    row = results.read_row(open_root(order.root), order.run_id)
+    if row is not None and row["status"] == results.DONE:
+        tune.report({"update": row["updates"], **{name: row[name] for name in ENDS if row[name] is not None}})
 
 
 class _Queue(Searcher):
