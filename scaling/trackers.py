@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
@@ -15,32 +16,46 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """The trackers, and the package that each needs."""
 
 
-def callbacks(names: tuple[str, ...], root: Root, sweep: str, labels: dict[str, str]) -> list[tune.Callback]:
-    """A callback per tracker.
+@dataclass(frozen=True)
+class Wanted:
+    """Who is to watch a sweep."""
 
-    Args:
-        names: the trackers; where none is named, TensorBoard if it is installed and the root is a folder.
-        root: of the sweep.
-        sweep: its name, which becomes the project or experiment.
-        labels: each run in words, by run_id.
+    names: tuple[str, ...]
+    """The trackers; where none is named, TensorBoard if it is installed and the root is a folder."""
+    root: Root
+    sweep: str
+    """Its name, which becomes the project or experiment."""
+    labels: dict[str, str]
+    """Each run in words, by run_id."""
 
-    Raises:
-        UserError: a tracker is not installed, or cannot write to this root.
+    def callbacks(self) -> list[tune.Callback]:
+        """A callback per tracker.
 
-    """
-    for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UserError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
-    if "tensorboard" in names and not isinstance(root, Folder):
-        raise UserError(f"--log tensorboard writes to folders only, and the root is {root.uri}; use wandb or mlflow")
-    if not names and isinstance(root, Folder) and importlib.util.find_spec("tensorboardX"):
-        names = ("tensorboard",)
-    makers: dict[str, Callable[[], tune.Callback]] = {
-        "tensorboard": lambda: TensorBoard(root, labels),
-        "wandb": lambda: _wandb(sweep),
-        "mlflow": lambda: _mlflow(sweep),
-    }
-    return [makers[name]() for name in names]
+        Raises:
+            UserError: a tracker is not installed, or cannot write to this root.
+
+        """
+        makers: dict[str, Callable[[], tune.Callback]] = {
+            "tensorboard": lambda: TensorBoard(self.root, self.labels),
+            "wandb": lambda: _wandb(self.sweep),
+            "mlflow": lambda: _mlflow(self.sweep),
+        }
+        return [makers[name]() for name in self._checked()]
+
+    def _checked(self) -> tuple[str, ...]:
+        in_folder = isinstance(self.root, Folder)
+        if not self.names:
+            return ("tensorboard",) if in_folder and importlib.util.find_spec("tensorboardX") else ()
+        if "none" in self.names:
+            return ()
+        for name in self.names:
+            if importlib.util.find_spec(PACKAGES[name]) is None:
+                raise UserError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
+        if "tensorboard" in self.names and not in_folder:
+            raise UserError(
+                f"--log tensorboard writes to folders, not to {self.root.uri}; use wandb or mlflow"
+            )
+        return self.names
 
 
 class TensorBoard(tune.Callback):
