@@ -82,6 +82,7 @@ def drive(
     slots = _slots(resources)
     storage = tempfile.mkdtemp(prefix="scaling-tune-")
     bundle = {"CPU": resources.threads, "GPU": resources.gpus}
+    queue = _Queue(work, orders, interrupts, desk)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, desk=desk), tune.PlacementGroupFactory([bundle] * resources.workers)
@@ -89,7 +90,7 @@ def drive(
         param_space={"team": [resources.workers, resources.threads, resources.gpus], "watched": bool(callbacks)},
         tune_config=tune.TuneConfig(
             num_samples=-1,
-            search_alg=_Queue(work, orders, interrupts, desk),
+            search_alg=queue,
             reuse_actors=True,
             max_concurrent_trials=min(slots, resources.max_concurrent or slots),
             trial_dirname_creator=lambda trial: trial.trial_id,
@@ -99,7 +100,7 @@ def drive(
             storage_path=storage,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=resources.retries),
-            callbacks=[_Callback(work, orders, watcher, resources.retries), *callbacks],
+            callbacks=[_Callback(queue, watcher, resources.retries), *callbacks],
         ),
     )
     try:
@@ -210,14 +211,18 @@ class _Queue(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """The next run, nothing for now, or the end."""
-        self.interrupts.keep_listening()
-        if (self.interrupts.asked or self.work.given_up) and not self.stopped:
-            self.stopped = True
-            self.desk.stop.remote()
+        self.listen()
         if self.stopped or self.work.is_over():
             return Searcher.FINISHED
         name = self.work.next()
         return name and {"run_id": name, "order": json.dumps(asdict(self.orders[name]))}
+
+    def listen(self) -> None:
+        """Tell the runs when they are to stop."""
+        self.interrupts.keep_listening()
+        if (self.interrupts.asked or self.work.given_up) and not self.stopped:
+            self.stopped = True
+            self.desk.stop.remote()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Told to the work by the callback, which knows the run."""
@@ -232,13 +237,17 @@ class _Callback(TrialProgressCallback):
     Derived from Tune's own printer because Tune adds that one unless it finds one among the callbacks.
     """
 
-    def __init__(self, work: Work, orders: dict[str, Order], watcher: Watcher, retries: int) -> None:
+    def __init__(self, queue: _Queue, watcher: Watcher, retries: int) -> None:
         super().__init__()
-        self._work, self._orders, self._watcher, self._retries = work, orders, watcher, retries
+        self._queue, self._watcher, self._retries = queue, watcher, retries
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Several times a second."""
+        self._queue.listen()
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -253,7 +262,7 @@ class _Callback(TrialProgressCallback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker died on every attempt."""
-        order = self._orders[trial.config["run_id"]]
+        order = self._queue.orders[trial.config["run_id"]]
         with suppress(OSError):  # without a row the run is offered again
             root = open_root(order.root)
             if results.read_row(root, order.run_id) is None:
@@ -262,6 +271,6 @@ class _Callback(TrialProgressCallback):
         self._came_back(order.run_id)
 
     def _came_back(self, run_id: str) -> None:
-        row = self._work.came_back(run_id)
+        row = self._queue.work.came_back(run_id)
         if row:
             self._watcher.ended(run_id, row["loss_best"])

@@ -52,9 +52,7 @@ class Wanted:
             if importlib.util.find_spec(PACKAGES[name]) is None:
                 raise UserError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
         if "tensorboard" in self.names and not in_folder:
-            raise UserError(
-                f"--log tensorboard writes to folders, not to {self.root.uri}; use wandb or mlflow"
-            )
+            raise UserError(f"--log tensorboard writes to folders, not to {self.root.uri}; use wandb or mlflow")
         return self.names
 
 
