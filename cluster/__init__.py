@@ -1,0 +1,1 @@
+"""Launchers, one site's way of starting a command per file."""
