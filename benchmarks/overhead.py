@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from scaling import grid, results
-from scaling.cli import available_cpus
+from scaling.driver import available_cpus
+from scaling.root import open_root
 from scaling.runs import identify
 
 
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> None:
         begin = time.perf_counter()
         subprocess.run([Path(sys.executable).parent / "scaling", "run", sweep, "--root", folder], check=True)
         wall = time.perf_counter() - begin
-        frame = results.collect(Path(folder), list(identify(grid.read(sweep)).specs)).to_pandas()
+        frame = results.collect(open_root(folder), list(identify(grid.read(sweep)).specs)).to_pandas()
     bare = float(frame["train_seconds"].sum() + frame["evaluate_seconds"].sum())
     cpus = available_cpus()
     print(f"{len(frame)} runs, wall {wall:.1f} s, {cpus} at a time, training and evaluation {bare:.1f} s")

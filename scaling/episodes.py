@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling.errors import UserError
-from scaling.results import Column, schema_of, write_table
+from scaling.results import Column, read_all, schema_of, to_bytes
+from scaling.root import Root
 
 COLUMNS = (
     Column("run_id", pa.string(), "", "the run whose network played"),
@@ -24,9 +25,9 @@ COLUMNS = (
 SCHEMA = schema_of(COLUMNS)
 
 
-def path_of(root: Path, run_id: str) -> Path:
-    """Where a run's episodes lie once it has been rolled out."""
-    return root / run_id / "episodes.parquet"
+def path_of(run_id: str) -> str:
+    """Where in the root a run's episodes lie once it has been rolled out."""
+    return f"{run_id}/episodes.parquet"
 
 
 def beside(table: Path) -> Path:
@@ -34,26 +35,31 @@ def beside(table: Path) -> Path:
     return table.with_suffix(".episodes.parquet")
 
 
-def write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Write the episodes so that readers see all of them or nothing."""
-    write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """The table of episodes given as rows."""
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
-def collect(root: Path, run_ids: list[str]) -> pa.Table:
+def write(root: Root, run_id: str, rows: list[dict[str, Any]]) -> None:
+    """Write a run's episodes so that readers see all of them or nothing."""
+    root.write(path_of(run_id), to_bytes(table_of(rows)))
+
+
+def collect(root: Root, run_ids: list[str]) -> pa.Table:
     """The episodes of these runs that were rolled out, in the given order."""
-    tables = [read_table(path_of(root, run_id)) for run_id in run_ids if path_of(root, run_id).exists()]
-    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+    return pa.concat_tables([SCHEMA.empty_table(), *read_all(root, [path_of(name) for name in run_ids], read_table)])
 
 
-def read_table(path: Path) -> pa.Table:
-    """A table of episodes.
+def read_table(source: Path | pa.BufferReader, path: Path | str | None = None) -> pa.Table:
+    """A table of episodes, from a file or from the content of one that lies at ``path``.
 
     Raises:
         UserError: not a Parquet file of episodes.
 
     """
+    path = path or source
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(source, partitioning=None, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
         raise UserError(f"{path}: {reason}; a table of episodes comes from 'scaling collect'") from error

@@ -1,4 +1,4 @@
-"""The two ways in which work can end badly on purpose."""
+"""The ways in which work can end early on purpose."""
 
 
 class UserError(Exception):
@@ -10,3 +10,11 @@ class UserError(Exception):
 
 class Diverged(Exception):
     """A run's loss stopped being a finite number; the run ends as a failed row."""
+
+
+class Interrupted(Exception):
+    """A run was asked to stop; its state is saved as far as it could be."""
+
+
+class TeamBroken(Exception):
+    """A process of a team has died, which says nothing about the run it was at."""

@@ -1,5 +1,6 @@
 """Held-out loss, and return-conditioned rollouts of all episodes in lockstep."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +42,23 @@ class HeldOut:
         self.transitions = len(self.windows)
 
     def loss(self, model: nn.Module) -> float:
-        """The loss of ``model`` without dropout; windows are gathered batch by batch, as pictures fill a memory."""
+        """The loss of ``model`` without dropout."""
+        return float(self.summed(model)) / self.transitions
+
+    @torch.no_grad()
+    def summed(self, model: nn.Module, part: int = 0, parts: int = 1) -> Float[Tensor, ""]:
+        """The loss added over transitions, or one of several parts of the sum, in double precision.
+
+        Windows are gathered batch by batch, as pictures fill a memory.
+        """
         was_training = model.training
         model.eval()
-        total: float | Tensor = 0.0
-        with torch.no_grad():
-            for piece in self.pieces:
-                (rtg, state, action, timestep), mask = self.batches(piece)
-                total += summed_loss(model(rtg, state, action, timestep), action, mask).double()
+        total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
+        for piece in self.pieces[part::parts]:
+            (rtg, state, action, timestep), mask = self.batches(piece)
+            total += summed_loss(model(rtg, state, action, timestep), action, mask).double()
         model.train(was_training)
-        return float(total) / self.transitions
+        return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +105,18 @@ def check_recurrent(spec: RunSpec) -> None:
 
 
 @torch.no_grad()
-def play(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, device: torch.device) -> Rollouts:
+def play(
+    model: nn.Module,
+    spec: RunSpec,
+    space: Space,
+    normalise: Normaliser,
+    device: torch.device,
+    each_step: Callable[[], None] = lambda: None,
+) -> Rollouts:
     """Returns of ``episodes`` episodes for each of the ``targets``, without padding.
 
-    All advance together, one batched forward per step. The return-to-go falls by each reward received.
+    All advance together, one batched forward per step, before which ``each_step`` is called. The return-to-go falls by
+    each reward received.
     """
     asked = spec.evaluate
     targets = np.repeat(asked.targets, asked.episodes)
@@ -117,6 +133,7 @@ def play(model: nn.Module, spec: RunSpec, space: Space, normalise: Normaliser, d
     try:
         observed = envs.reset(seeds.tolist())
         for _ in range(asked.max_steps):
+            each_step()
             rtg = (targets - received) / spec.data.rtg_scale
             history.show(rtg, observed if space.image else normalise(observed))
             history.act(alive, choose(player.predict(alive), alive))

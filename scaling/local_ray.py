@@ -1,26 +1,112 @@
-"""A Ray of this machine alone."""
+"""A Ray of this machine alone, or a running one."""
 
 import logging
+import os
+import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs of its own a process sees none
 
 import ray
+from ray._private import ray_constants
+
+from scaling.errors import UserError
+
+DEADLINE = 30.0
+"""Seconds in which a running Ray must answer."""
+CURRENT = Path("/tmp/ray/ray_current_cluster")
 
 
 @contextmanager
 def local_ray(cpus: int) -> Iterator[None]:
-    """Ray with ``cpus`` cores, quiet, ended on leaving; or the one already connected to."""
+    """Ray with ``cpus`` cores, heard by this machine alone, quiet, ended on leaving; or the one connected to."""
     if ray.is_initialized():
         yield
         return
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False  # then every port is bound to the loopback address
+    try:
+        with _quiet():
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_SILENT)
+        yield
+    finally:
+        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def running_ray(address: str) -> Iterator[None]:
+    """The Ray at ``auto``, ``host:port`` or ``ray://host:port``, left running on leaving.
+
+    Raises:
+        UserError: nothing answers there, or it refuses.
+
+    """
+    place = address if address != "auto" else os.environ.get("RAY_ADDRESS") or _current()
+    _probe(place)
+    with _quiet():
+        _connect(place)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _current() -> str:
+    try:
+        return CURRENT.read_text().strip()
+    except OSError as error:
+        raise UserError(
+            "--address auto finds no Ray on this machine; start one with 'ray start --head', or use --address local"
+        ) from error
+
+
+def _probe(address: str) -> None:
+    """Refuse an address where no port is open; Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5.0):
+            return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"no Ray answers at {address}: {reason}; start one with 'ray start --head', or use --address local"
+        ) from error
+
+
+def _connect(address: str) -> None:
+    """Connect in a thread, so that whatever listens there cannot hold us for ever."""
+    trouble: list[BaseException] = []
+
+    def connect() -> None:
+        try:
+            ray.init(address=address, **_SILENT)
+        except BaseException as error:  # noqa: BLE001 - told below
+            trouble.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(DEADLINE)
+    if thread.is_alive():
+        raise UserError(f"what listens at {address} did not answer as a Ray within {DEADLINE:g} s")
+    if trouble:
+        raise UserError(f"the Ray at {address} cannot be used: {_first_line(trouble[0])}") from trouble[0]
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+_SILENT = {"log_to_driver": False, "logging_level": logging.ERROR}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own deprecations on import of its dashboard and state modules
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        yield

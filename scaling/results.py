@@ -2,8 +2,8 @@
 
 import datetime
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling.errors import UserError
+from scaling.root import Folder, Root
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its name, unit or meaning."""
 
 DONE, FAILED = "done", "failed"
+
+READERS = 16
+"""Files of a root that are read at a time; each may be a request to an object store."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ COLUMNS = (
     Column("device", pa.string(), "", "processor or GPU"),
     Column("threads", pa.int64(), "threads", "CPU threads per process"),
     Column("processes", pa.int64(), "processes", "data-parallel processes"),
+    Column("micro_batches", pa.int64(), "", "parts a process's share of a batch was computed in, for want of memory"),
+    Column("resumes", pa.int64(), "", "times the run went on from a checkpoint", repeatable=False),
     Column("finished", pa.string(), "", "UTC time of the row", repeatable=False),
     Column("git_commit", pa.string(), "", "commit of the code; -dirty where files were changed"),
     Column("versions", pa.string(), "", "JSON: versions of the packages that matter"),
@@ -108,57 +114,84 @@ def label(name: str) -> str:
     return f"{name} [{unit}]" if unit else name
 
 
-def row_path(root: Path, run_id: str) -> Path:
-    """Where a run's row lies once the run has ended."""
-    return root / run_id / "row.parquet"
+def row_path(run_id: str) -> str:
+    """Where in the root a run's row lies once the run has ended."""
+    return f"{run_id}/row.parquet"
 
 
-def write_row(root: Path, row: Mapping[str, Any]) -> Path:
+def write_row(root: Root, row: Mapping[str, Any]) -> None:
     """Write one row so that readers see all of it or nothing. Missing columns become null."""
     unknown = set(row) - set(SCHEMA.names)
     if unknown:
         raise KeyError(f"not in the schema: {', '.join(sorted(unknown))}")
-    path = row_path(root, row["run_id"])
-    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_table(pa.Table.from_pylist([{**row, "finished": finished}], schema=SCHEMA), path)
-    return path
+    finished = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    table = pa.Table.from_pylist([{**row, "finished": finished}], schema=SCHEMA)
+    root.write(row_path(row["run_id"]), to_bytes(table))
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """The table as the content of a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write to a hidden name beside ``path``, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a table to a file; readers see all of it or nothing."""
+    Folder(path.parent).write(path.name, to_bytes(table))
 
 
-def read_row(root: Path, run_id: str) -> dict[str, Any] | None:
+def read_row(root: Root, run_id: str) -> dict[str, Any] | None:
     """The run's row, or nothing when the run has not ended."""
-    path = row_path(root, run_id)
-    return read_table(path).to_pylist()[0] if path.exists() else None
+    row: list[dict[str, Any]] = collect(root, [run_id]).to_pylist()
+    return row[0] if row else None
 
 
-def collect(root: Path, run_ids: list[str]) -> pa.Table:
+def collect(root: Root, run_ids: list[str]) -> pa.Table:
     """The rows of these runs that have ended, in the given order."""
-    tables = [read_table(row_path(root, run_id)) for run_id in run_ids if row_path(root, run_id).exists()]
+    tables = read_all(root, [row_path(run_id) for run_id in run_ids], read_table)
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
 
-def read_table(path: Path) -> pa.Table:
-    """A results table.
+def brief(root: Root, run_ids: list[str], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Some columns of the rows that exist, by run_id."""
+    wanted = ["run_id", *names]
+
+    def read(source: pa.BufferReader, path: str) -> pa.Table:
+        try:
+            return pq.read_table(source, columns=wanted, partitioning=None, use_threads=False)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(f"{path}: not a readable Parquet file; remove it, and the run is done again") from error
+
+    tables = read_all(root, [row_path(run_id) for run_id in run_ids], read)
+    rows = pa.concat_tables(tables).to_pylist() if tables else []
+    return {row["run_id"]: row for row in rows}
+
+
+def read_all(root: Root, paths: list[str], read: Callable[[pa.BufferReader, str], pa.Table]) -> list[pa.Table]:
+    """The tables among these files of a root that exist, several read at a time."""
+
+    def one(path: str) -> pa.Table | None:
+        content = root.read(path)
+        return None if content is None else read(pa.BufferReader(content), f"{root.uri}/{path}")
+
+    if len(paths) == 1:
+        return [table for table in map(one, paths) if table is not None]
+    with ThreadPoolExecutor(READERS) as pool:
+        return [table for table in pool.map(one, paths) if table is not None]
+
+
+def read_table(source: Path | pa.BufferReader, path: Path | str | None = None) -> pa.Table:
+    """A results table, from a file or from the content of one that lies at ``path``.
 
     Raises:
         UserError: not a Parquet file, or written under another schema version.
 
     """
+    path = path or source
     try:
-        table = pq.read_table(path, partitioning=None)
+        table = pq.read_table(source, partitioning=None, use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "not a readable Parquet file"
         raise UserError(f"{path}: {reason}; a results table comes from 'scaling collect'") from error

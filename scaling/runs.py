@@ -1,13 +1,11 @@
-"""The runs of a sweep, told apart by what they would compute, and which of them have a row."""
+"""The runs of a sweep, told apart by what they would compute."""
 
-import json
 import operator
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scaling import plug, results
+from scaling import plug
 from scaling.errors import UserError
 from scaling.grid import Sweep, fields
 from scaling.identity import canonical, check_model, check_read, run_id
@@ -39,38 +37,19 @@ class Runs:
         """Dotted names of the fields in which the runs differ, in the order of the spec."""
         return [name for name in fields() if len({value_of(spec, name) for spec in self.specs.values()}) > 1]
 
-    def rows(self, root: Path) -> dict[str, dict[str, Any]]:
-        """The rows that exist, by run_id."""
-        found = {name: results.read_row(root, name) for name in self.specs}
-        return {name: row for name, row in found.items() if row is not None}
-
-    def unfinished(self, root: Path, retry_failed: bool = False) -> list[str]:
-        """The run_ids without a row, or also those whose row says failed."""
-        rows = self.rows(root)
-        ended = {name for name, row in rows.items() if not (retry_failed and row["status"] == results.FAILED)}
-        return [name for name in self.specs if name not in ended]
-
-    def running(self, root: Path) -> dict[str, dict[str, Any]]:
-        """What the runs under way last said of themselves; of those on this machine, only while their process lives."""
-        found = {}
-        for name in self.specs:
-            try:
-                said = json.loads(sign_path(root, name).read_text())
-            except (OSError, json.JSONDecodeError):
-                continue
-            if said["host"] != socket.gethostname() or Path(f"/proc/{said['pid']}").exists():
-                found[name] = said
-        return found
+    def label(self, name: str) -> str:
+        """A run in a few words; runs of one model have the part before the comma in common."""
+        model, data, seed = self.specs[name].model, self.specs[name].data, self.specs[name].seed
+        size = f"{data.transitions:,} transitions" if data.transitions else f"fraction {data.fraction:.4g}"
+        return (
+            f"{model.kind} width {model.width} depth {model.depth} context {model.context}, {size}, draw {data.draw}, "
+            f"seed {seed}"
+        )
 
 
 def value_of(spec: RunSpec, field: str) -> Any:
     """The value of a field by its dotted name."""
     return operator.attrgetter(field)(spec)
-
-
-def sign_path(root: Path, name: str) -> Path:
-    """Where a run under way leaves word of itself."""
-    return root / name / "running.json"
 
 
 def open_store(spec: RunSpec, folder: Path) -> Store:

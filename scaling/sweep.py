@@ -1,183 +1,194 @@
-"""Hand the unfinished runs of a sweep to Ray Tune; the truth about each is its row on disk."""
+"""Hand the unfinished runs of a sweep to Ray Tune; the truth about each is its row in the root."""
 
 import json
 import os
 import shutil
-import socket
+import tempfile
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any
 
-# Tune reads these when it is imported: no result folders in the home directory, no tables on the terminal.
+# Tune reads these when it is imported or run: no result folders in the home directory, no tables on the terminal, no
+# state of its own to restore, and our handlers of signals.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs of its own a run sees none
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**9))
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
 import ray
-import torch
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.search import Searcher
 
-from scaling import episodes, results
-from scaling.building import cache_folder
-from scaling.errors import Diverged, UserError
-from scaling.local_ray import local_ray
-from scaling.plan import Costs
-from scaling.runs import Runs, open_store, sign_path
-from scaling.spec import RunSpec, from_dict, to_dict
-from scaling.train import identity, train
-
-ATTEMPTS = 2
-"""Further tries of a run whose worker process died; errors inside a run are not tried again."""
-
+from scaling import results
+from scaling.attempt import Alone, Order, Team, attempt, failure
+from scaling.driver import Resources, Watcher, available_cpus
+from scaling.errors import UserError
+from scaling.interrupts import Interrupts
+from scaling.local_ray import local_ray, running_ray
+from scaling.root import open_root
+from scaling.team import Together
+from scaling.work import Work
 
 REPORT_SECONDS = 2.0
 """A run speaks up at most this often; each word waits for the driver."""
 
-
-@dataclass(frozen=True)
-class Resources:
-    """What the sweep may use; none of it can change a result."""
-
-    cpus: int
-    threads: int = 1
-    """CPU threads per run."""
-    gpus: float = 0.0
-    """GPUs per run."""
+NEVER = 10**9
 
 
-class Watcher(Protocol):
-    """Told of what happens to runs; the command line's display is one."""
+def run(
+    work: Work,
+    orders: dict[str, Order],
+    resources: Resources,
+    watcher: Watcher,
+    callbacks: list[tune.Callback],
+    interrupts: Interrupts,
+) -> None:
+    """Have the runs of ``work`` done; returns when it is over or the user interrupts.
 
-    def progress(self, run_id: str, update: int, loss: float) -> None:
-        """A run has reached a point of its curve."""
+    Raises:
+        UserError: there is no such Ray, or it is too small for one run.
 
-    def ended(self, run_id: str, loss: float | None) -> None:
-        """A run has its row; the loss is missing where it failed."""
-
-
-def run(runs: Runs, costs: Costs, todo: list[str], root: Path, resources: Resources, watcher: Watcher) -> None:
-    """Run those named in ``todo``, longest first; returns when all have ended or the user interrupts."""
-    ordered = sorted(todo, key=lambda name: costs[name].C, reverse=True)
-    tune_folder = root.resolve() / f".tune-{os.getpid()}"
-    config = {
-        "threads": resources.threads,
-        "folder": str(runs.sweep.folder),
-        "root": str(root.resolve()),
-        "cache": str(cache_folder().resolve()),
-    }
-    trials = [
-        {"run_id": name, "digest": runs.store(runs.specs[name]).digest, "spec": to_dict(runs.specs[name])}
-        for name in ordered
-    ]
-    with _local_ray(resources):
+    """
+    with _ray(resources):
+        slots = _slots(resources)
+        desk = ray.remote(num_cpus=0)(_Desk).remote()
+        storage = tempfile.mkdtemp(prefix="scaling-tune-")
+        bundle = {"CPU": resources.threads, "GPU": resources.gpus}
         tuner = tune.Tuner(
-            tune.with_resources(_trial, {"cpu": resources.threads, "gpu": resources.gpus}),
-            param_space={**config, "run": tune.grid_search(trials)},
+            tune.with_resources(
+                tune.with_parameters(_trial, desk=desk), tune.PlacementGroupFactory([bundle] * resources.workers)
+            ),
+            param_space={"team": [resources.workers, resources.threads, resources.gpus]},
             tune_config=tune.TuneConfig(
+                num_samples=-1,
+                search_alg=_Queue(work, orders, interrupts, desk),
                 reuse_actors=True,
-                max_concurrent_trials=max(1, resources.cpus // resources.threads),
+                max_concurrent_trials=min(slots, resources.max_concurrent or slots),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=f"{runs.sweep.name}-{os.getpid()}",
-                storage_path=str(tune_folder),
+                name="sweep",
+                storage_path=storage,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
-                callbacks=[_Callback(root, watcher)],
+                failure_config=tune.FailureConfig(max_failures=resources.retries),
+                callbacks=[_Callback(work, orders, watcher, resources.retries), *callbacks],
             ),
         )
         try:
             tuner.fit()
         finally:
-            shutil.rmtree(tune_folder, ignore_errors=True)
-
-
-def check_writable(root: Path) -> None:
-    """Refuse a results folder that rows cannot be written to.
-
-    Raises:
-        UserError: it cannot be created or written.
-
-    """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the results folder {root}: {error.strerror}; choose another with --root"
-        ) from error
-    if not os.access(root, os.W_OK):
-        raise UserError(f"the results folder {root} cannot be written; choose another with --root")
+            shutil.rmtree(storage, ignore_errors=True)
 
 
 @contextmanager
-def _local_ray(resources: Resources) -> Iterator[None]:
-    """A Ray of this machine alone that has what the sweep asks for; or the one already connected to."""
-    if ray.is_initialized():
-        yield
-        return
-    with local_ray(max(resources.cpus, resources.threads)):
-        at_hand = ray.cluster_resources().get("GPU", 0.0)
-        if resources.gpus > at_hand:
-            raise UserError(f"--gpus-per-run {resources.gpus:g} exceeds the {at_hand:g} GPU(s) of this machine")
-        yield
+def _ray(resources: Resources) -> Iterator[None]:
+    if resources.address == "local":
+        with local_ray(resources.cpus or available_cpus()):
+            yield
+    else:
+        with running_ray(resources.address):
+            yield
 
 
-def _trial(config: dict[str, Any]) -> None:
-    """One run in a worker process that serves many; ends with a row, whatever happens inside the run.
+def _slots(resources: Resources) -> int:
+    """Runs that Ray has room for at a time."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    processes = sum(_room(node, resources.threads, resources.gpus) for node in nodes)
+    if processes < resources.workers:
+        total = {name: sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU")}
+        gpus = f" and {resources.gpus:g} GPU(s)" if resources.gpus else ""
+        raise UserError(
+            f"one run needs {resources.workers} process(es) with {resources.threads} core(s){gpus} each; "
+            f"Ray has {total['CPU']:g} core(s) and {total['GPU']:g} GPU(s) on {len(nodes)} machine(s); "
+            "lower --workers, --threads or --gpus"
+        )
+    by_cores = (resources.cpus or NEVER) // (resources.threads * resources.workers)
+    return max(1, min(processes // resources.workers, by_cores))
 
-    A row that another driver wrote in the meantime stands.
-    """
-    spec, root, run_id = from_dict(config["run"]["spec"]), Path(config["root"]), config["run"]["run_id"]
-    before = results.read_row(root, run_id)
-    if before is not None and before["status"] == results.DONE:
-        return
-    torch.set_num_threads(config["threads"])
-    os.environ["SCALING_CACHE"] = config["cache"]
+
+def _room(node: dict[str, float], threads: int, gpus: float) -> int:
+    by_cores = int(node.get("CPU", 0) // threads)
+    return min(by_cores, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cores
+
+
+class _Desk:
+    """Where runs ask whether to stop."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stop(self) -> None:
+        """From now on, yes."""
+        self.stopped = True
+
+    def is_stopped(self) -> bool:
+        """Whether to stop."""
+        return self.stopped
+
+
+_teams: dict[tuple[int, int, float], Team] = {}
+"""The team of this worker process, kept from trial to trial."""
+
+
+def _trial(config: dict[str, Any], desk: Any) -> None:
+    """One attempt at a run, in a worker process that serves many."""
+    order = Order(**json.loads(config["order"]))
+    shape = tuple(config["team"])
+    team = _teams.setdefault(shape, Alone() if shape[0] == 1 else Together(*shape))
     said = time.monotonic()
 
     def report(update: int, loss: float) -> None:
         nonlocal said
         if time.monotonic() - said > REPORT_SECONDS:
-            _sign(root, run_id, {"update": update, "loss": loss})
-            tune.report({"run_id": run_id, "update": update, "loss": loss})
+            tune.report({"update": update, "loss": loss})
             said = time.monotonic()
 
-    _sign(root, run_id, {"update": 0})
-    try:
-        store = open_store(spec, Path(config["folder"]))
-        if store.digest != config["run"]["digest"]:
-            raise UserError(f"{spec.data.path} has changed since the sweep began; start the sweep again")
-        outcome = train(spec, store, report)
-        if outcome.episodes:
-            episodes.write(outcome.episodes, episodes.path_of(root, run_id))
-        row = outcome.row
-    except (Diverged, UserError) as error:
-        row = failed_row(spec, config["run"]["digest"], str(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the row says it and the sweep goes on
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-        row = failed_row(spec, config["run"]["digest"], reason)
-    results.write_row(root, row)
-    sign_path(root, run_id).unlink(missing_ok=True)
+    def stopping() -> bool:
+        try:
+            return bool(ray.get(desk.is_stopped.remote(), timeout=5.0))
+        except ray.exceptions.GetTimeoutError:
+            return False
+        except ray.exceptions.RayError:  # the driver is gone
+            return True
+
+    attempt(order, team, report, stopping)
 
 
-def failed_row(spec: RunSpec, digest: str, reason: str) -> dict[str, Any]:
-    """The row of a run that ended without numbers."""
-    return {**identity(spec, digest), "status": results.FAILED, "error": reason}
+class _Queue(Searcher):
+    """Gives Tune the next run when it has room for one."""
 
+    def __init__(self, work: Work, orders: dict[str, Order], interrupts: Interrupts, desk: Any) -> None:
+        super().__init__()
+        self.work, self.orders, self.interrupts, self.desk = work, orders, interrupts, desk
+        self.stopped = False
 
-def _sign(root: Path, run_id: str, said: dict[str, Any]) -> None:
-    """Leave word of who works on the run and how far it is."""
-    path = sign_path(root, run_id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), **said}))
-    temporary.replace(path)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Queue":
+        """Tune copies its settings; there is but one queue."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its settings for a restoration that is never asked for."""
+        return Searcher, ()
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next run, nothing for now, or the end."""
+        self.interrupts.keep_listening()
+        if (self.interrupts.asked or self.work.given_up) and not self.stopped:
+            self.stopped = True
+            self.desk.stop.remote()
+        if self.stopped or self.work.is_over():
+            return Searcher.FINISHED
+        name = self.work.next()
+        return name and {"run_id": name, "order": json.dumps(asdict(self.orders[name]))}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Told to the work by the callback, which knows the run."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing to save: what is done is in the root."""
 
 
 class _Callback(TrialProgressCallback):
@@ -186,9 +197,9 @@ class _Callback(TrialProgressCallback):
     Derived from Tune's own printer because Tune adds that one unless it finds one among the callbacks.
     """
 
-    def __init__(self, root: Path, watcher: Watcher) -> None:
+    def __init__(self, work: Work, orders: dict[str, Order], watcher: Watcher, retries: int) -> None:
         super().__init__()
-        self._root, self._watcher = root, watcher
+        self._work, self._orders, self._watcher, self._retries = work, orders, watcher, retries
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
@@ -199,21 +210,23 @@ class _Callback(TrialProgressCallback):
     ) -> None:
         """A point of a curve."""
         if "update" in result:
-            self._watcher.progress(result["run_id"], result["update"], result["loss"])
+            self._watcher.progress(trial.config["run_id"], result["update"], result["loss"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run has ended."""
-        self._ended(trial.config["run"]["run_id"])
+        """A run has ended, or was left to somebody else."""
+        self._came_back(trial.config["run_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The worker died on every attempt."""
-        run = trial.config["run"]
-        if results.read_row(self._root, run["run_id"]) is None:
-            said = f"the worker process died {ATTEMPTS + 1} times; out of memory or killed"
-            results.write_row(self._root, failed_row(from_dict(run["spec"]), run["digest"], said))
-        sign_path(self._root, run["run_id"]).unlink(missing_ok=True)
-        self._ended(run["run_id"])
+        order = self._orders[trial.config["run_id"]]
+        with suppress(OSError):  # without a row the run is offered again
+            root = open_root(order.root)
+            if results.read_row(root, order.run_id) is None:
+                said = f"the worker process died {self._retries + 1} times; out of memory or killed"
+                results.write_row(root, failure(order, said).row)
+        self._came_back(order.run_id)
 
-    def _ended(self, run_id: str) -> None:
-        row = results.read_row(self._root, run_id)
-        self._watcher.ended(run_id, row["loss_best"] if row else None)
+    def _came_back(self, run_id: str) -> None:
+        row = self._work.came_back(run_id)
+        if row:
+            self._watcher.ended(run_id, row["loss_best"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import cost, plug, results, train as training
+from scaling import cost, optimisation, plug, results, train as training
 from scaling.errors import Diverged
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
@@ -98,7 +98,7 @@ def test_a_run_that_diverges_says_so(data):
 
 def test_decay_spares_state_matrix_norms_biases_and_tables():
     model = plug.load("models", "mambadm").Model(TINY.model, Space(state=4, action=2))
-    decays, exempt = training.parameter_groups(model, 0.1)
+    decays, exempt = optimisation.parameter_groups(model, 0.1)
     names = {id(p): name for name, p in model.named_parameters()}
     spared = {names[id(p)] for p in exempt["params"]}
     assert decays["weight_decay"] == 0.1

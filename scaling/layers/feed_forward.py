@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from scaling.layers.dropout import Dropout
 from scaling.spec import ModelSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -13,7 +14,7 @@ def feed_forward(spec: ModelSpec, activation: str = "gelu") -> nn.Sequential:
         nn.Linear(spec.width, 4 * spec.width),
         ACTIVATIONS[activation](),
         nn.Linear(4 * spec.width, spec.width),
-        nn.Dropout(spec.dropout),
+        Dropout(spec.dropout),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scaling.errors import UserError
 from scaling.layers import conv_encoder
+from scaling.layers.dropout import Dropout
 from scaling.spec import ModelSpec, Space
 
 
@@ -34,7 +35,7 @@ class TokenStem(nn.Module):
             if self.positions:
                 self.embed_timestep = nn.Embedding(spec.max_timestep, spec.width)
             self.norm = nn.LayerNorm(spec.width)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(
         self,

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scaling.layers import conv_encoder, tokens
+from scaling.layers.dropout import Dropout
 from scaling.spec import ModelSpec, Space
 
 
@@ -28,7 +29,7 @@ class Model(nn.Module):
         self.stem = nn.Linear(_inputs(spec, space), spec.width)
         self.layers = nn.Sequential(*(nn.Linear(spec.width, spec.width) for _ in range(spec.depth - 1)))
         self.head = nn.Linear(spec.width, space.action)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = Dropout(spec.dropout)
 
     def forward(
         self,

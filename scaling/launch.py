@@ -1,0 +1,95 @@
+"""Have the runs of a sweep done, with Ray or without."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from scaling import manifest, plan, serial
+from scaling.attempt import Order
+from scaling.driver import Habits, Replaces, Resources, Watcher, available_cpus, manifest_of, orders_of
+from scaling.errors import UserError
+from scaling.interrupts import Interrupts
+from scaling.progress import SweepProgress
+from scaling.root import Root, check_writable
+from scaling.runs import Runs
+from scaling.work import Work
+
+NO_RAY = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a sweep is carried out; none of it can change a result."""
+
+    resources: Resources
+    habits: Habits
+    trackers: tuple[str, ...]
+    wait: bool
+    """Stay while others hold the last runs."""
+
+
+def launch(
+    runs: Runs, root: Root, replaces: Replaces, digest: str, settings: Settings, interrupts: Interrupts
+) -> str | None:
+    """Have runs done; why the sweep was given up, if it was.
+
+    Args:
+        runs: the sweep.
+        root: where rows go.
+        replaces: the runs to be done.
+        digest: of the sweep's file.
+        settings: how.
+        interrupts: asks to stop.
+
+    Raises:
+        UserError: a run does not fit its dataset, the root cannot be written, or Ray cannot be used.
+
+    """
+    _check(settings)
+    costs = plan.plan(runs)
+    check_writable(root)
+    seconds = plan.estimate_seconds(runs, costs, budget=0.2)
+    manifest.write(root, manifest_of(runs, costs, digest))
+    orders = orders_of(runs, costs, root, replaces, settings.habits)
+    work = Work(root, list(orders), replaces, settings.wait)
+    todo = {name: seconds[name] for name in orders}
+    updates = {name: costs[name].updates for name in orders}
+    with SweepProgress(Console(stderr=True), todo, updates, len(runs.specs) - len(todo)) as shown:
+        if settings.resources.address == NO_RAY:
+            serial.run(work, orders, shown, interrupts)
+        else:
+            _with_ray(runs, root, work, orders, settings, shown, interrupts)
+    return work.given_up
+
+
+def _with_ray(
+    runs: Runs,
+    root: Root,
+    work: Work,
+    orders: dict[str, Order],
+    settings: Settings,
+    shown: Watcher,
+    interrupts: Interrupts,
+) -> None:
+    from scaling import sweep, trackers  # import Ray, which takes seconds and is not needed everywhere
+
+    watching = []
+    if "none" not in settings.trackers:
+        labels = {name: runs.label(name) for name in orders}
+        watching = trackers.callbacks(settings.trackers, root, runs.sweep.name, labels)
+    sweep.run(work, orders, settings.resources, shown, watching, interrupts)
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what could never start."""
+    wanted = settings.resources
+    if wanted.address == NO_RAY:
+        if wanted.workers > 1:
+            raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")
+        return
+    cpus = wanted.cpus or (available_cpus() if wanted.address == "local" else None)
+    if cpus is not None and wanted.threads * wanted.workers > cpus:
+        raise UserError(
+            f"one run takes {wanted.workers} worker(s) x {wanted.threads} thread(s), and there are {cpus} core(s) to "
+            "use; lower --workers or --threads"
+        )

@@ -1,0 +1,158 @@
+"""Several processes, anywhere in a Ray cluster, that train runs together and stay together from run to run.
+
+A trial reserves a placement group with a bundle per process, all or none, so trials never wait for each other's parts.
+The trial's own process is the first member; the others are actors in the other bundles, and all are ranks of one
+process group (gloo, or NCCL on GPUs) through which Accelerate shares the gradients.
+"""
+
+import datetime
+import fcntl
+import os
+import socket
+import struct
+import threading
+from typing import Any
+
+import ray
+import torch
+from ray.util.placement_group import get_current_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from torch import distributed
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+from scaling.attempt import Job, is_out_of_memory
+from scaling.checkpoint import Keeper
+from scaling.errors import Diverged, Interrupted, TeamBroken, UserError
+from scaling.train import Outcome
+from scaling.training import Report, silent
+
+GRACE = 10.0
+"""Seconds in which the death of a member is known everywhere."""
+
+SIOCGIFADDR = 0x8915
+
+
+class Together:
+    """The team whose first member is this process; its members are found when they are first needed."""
+
+    def __init__(self, size: int, threads: int, gpus: float) -> None:
+        self.size, self.threads, self.gpus = size, threads, gpus
+        self.members: list[Any] = []
+
+    def train(self, job: Job, report: Report, keeper: Keeper) -> Outcome:
+        """The outcome of the run.
+
+        Raises:
+            TeamBroken: a member died.
+            Exception: whatever the run raised in any process.
+
+        """
+        if not self.members:
+            self._gather()
+        told = ray.put(job)
+        working = [member.train.remote(told) for member in self.members]
+        watch = threading.Thread(target=self._watch, args=(working,), daemon=True)
+        watch.start()
+        try:
+            outcome = job.train(report, keeper)
+            ray.get(working, timeout=GRACE)
+        except BaseException as error:
+            reason = error if isinstance(error, Interrupted | Diverged | UserError) else self._first(working, error)
+            self._part()
+            if reason is error:
+                raise
+            raise reason from error
+        return outcome
+
+    def _gather(self) -> None:
+        """Start the members and the process group."""
+        group = get_current_placement_group()
+        actor = ray.remote(num_cpus=self.threads, num_gpus=self.gpus)(_Member)
+        self.members = [
+            actor.options(scheduling_strategy=PlacementGroupSchedulingStrategy(group, bundle)).remote()
+            for bundle in range(1, self.size)
+        ]
+        host = ray.util.get_node_ip_address()
+        store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False)
+        joining = [
+            member.join.remote(host, store.port, rank, self.size) for rank, member in enumerate(self.members, start=1)
+        ]
+        try:
+            _join(store, 0, self.size)
+            ray.get(joining)
+        except (ray.exceptions.RayError, RuntimeError) as error:
+            self._part()
+            raise TeamBroken(f"the {self.size} processes of a run could not be brought together: {error}") from error
+
+    def _watch(self, working: list[Any]) -> None:
+        """When a member fails, end all of them: whoever waits for them in a collective operation is set free."""
+        left = working
+        while left:
+            done, left = ray.wait(left)
+            try:
+                ray.get(done)
+            except Exception:  # noqa: BLE001 - told by whoever waits for the outcome
+                self._end()
+                return
+
+    def _first(self, working: list[Any], error: BaseException) -> BaseException:
+        """What went wrong in the member that failed, if one did; else the error of this process."""
+        if is_out_of_memory(error):
+            return error
+        done, _ = ray.wait(working, num_returns=1, timeout=GRACE)
+        for member in done:
+            try:
+                ray.get(member)
+            except ray.exceptions.RayTaskError as failed:
+                return failed.cause
+            except ray.exceptions.RayError as failed:
+                return TeamBroken(f"a process of the run died: {failed}")
+        return error
+
+    def _part(self) -> None:
+        """Leave the process group and end the members; the next run gathers anew."""
+        self._end()
+        self.members = []
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def _end(self) -> None:
+        for member in self.members:
+            ray.kill(member)
+
+
+class _Member:
+    """A process of a team beside the first."""
+
+    def join(self, host: str, port: int, rank: int, size: int) -> None:
+        """Become a rank of the process group."""
+        _join(TCPStore(host, port, size, is_master=False), rank, size)
+
+    def train(self, job: Job) -> None:
+        """Do this process's part."""
+        job.train(silent, None)
+
+
+def _join(store: Store, rank: int, size: int) -> None:
+    on_gpu = torch.cuda.is_available()
+    told = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update({name: str(value) for name, value in told.items()})  # for Accelerate; Ray shows each its own GPU
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # silences a warning; threads are set per run
+    if interface := _interface(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # a host's own name may lead to its loopback
+    distributed.init_process_group(
+        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=30)
+    )
+
+
+def _interface(address: str) -> str | None:
+    """The network interface that has this address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", name.encode()))[20:24]
+            except OSError:  # has no address
+                continue
+            if socket.inet_ntoa(found) == address:
+                return name
+    return None
