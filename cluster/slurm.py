@@ -129,23 +129,16 @@ def _options(job: Job) -> list[str]:
 
 
 DRIVER = r"""
-# The command, called the driver, stops with a checkpoint and exits with 75 when it gets USR1. A second signal would make
-# it leave at once, so it gets one, whatever Slurm sends here: USR1 before the time limit or a preemption, TERM on others.
+# The command, called the driver, stops with a checkpoint and exits with 75 when it gets USR1. Slurm sends USR1 or TERM
+# to this script, and on some sites to all processes of the job; the driver takes several for one.
 interrupted=75
-driver='' asked='' told=''
+driver='' asked=''
 
 say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
 
-tell() {
-  if [[ -n $asked && -n $driver && -z $told ]]; then
-    told=yes
-    kill -USR1 "$driver"
-  fi
-}
-
 on_signal() {
   asked=yes
-  tell
+  [[ -n $driver ]] && kill -USR1 "$driver" 2>/dev/null
 }
 trap on_signal USR1 TERM
 
@@ -155,11 +148,11 @@ drive() {
   [[ -n $asked ]] && return
   setsid "${command[@]}" </dev/null &
   driver=$!
-  tell
+  [[ -n $asked ]] && kill -USR1 "$driver"
   until wait "$driver"; ! kill -0 "$driver" 2>/dev/null; do :; done
   wait "$driver"
   code=$?
-  [[ -n $told && $code == 138 ]] && code=$interrupted # USR1 came before the driver listened to it
+  [[ -n $asked && $code == 138 ]] && code=$interrupted # USR1 came before the driver listened to it
 }
 
 # Leave with the driver's code; back into the queue where it was interrupted, unless Slurm is already ending the job:
@@ -193,7 +186,8 @@ keep_ray='
 home=$(mktemp -d /tmp/ray.XXXXXX) || exit 1
 trap "kill \$ray; wait \$ray; rm -rf $home; exit 0" USR2
 trap "scancel --batch --signal=USR1 $SLURM_JOB_ID" TERM
-setsid ray start --temp-dir="$home" --block --disable-usage-stats "$@" &
+setsid ray start --temp-dir="$home" --block --disable-usage-stats \
+  --dashboard-agent-listen-port=0 "$@" &
 ray=$!
 until wait "$ray"; code=$?; ! kill -0 "$ray" 2>/dev/null; do :; done
 rm -rf "$home"
@@ -201,7 +195,7 @@ exit "$code"
 '
 folder=$SLURM_SUBMIT_DIR/.scaling-ray-$SLURM_JOB_ID
 steps=()
-watcher=''
+watcher='' keep_logs=yes
 
 # The address by which Slurm itself reaches a node; the first of this machine's own where that is the loopback.
 address_of() {
@@ -241,18 +235,15 @@ give_up() {
   exit 1
 }
 
-# Without the head the driver cannot go on.
+# Without the head the driver cannot go on; where it does not see that itself, it is ended.
 watch_head() {
-  while sleep 2; do
-    if ! kill -0 "${steps[0]}" 2>/dev/null; then
-      say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}.log"
-      kill -USR1 $$
-      sleep 60
-      kill -KILL "$driver" 2>/dev/null
-      return
-    fi
-  done
+  while kill -0 "${steps[0]}" 2>/dev/null; do sleep 2; done
+  say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}.log"
+  kill -USR1 $$
+  sleep 60
+  kill -USR2 $$
 }
+trap 'kill -KILL "$driver"' USR2
 
 # Only this job's own: other jobs of the same user may have Ray on the same nodes.
 end_ray() {
@@ -279,18 +270,28 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${hosts[0]}")
-port=$((20000 + SLURM_JOB_ID % 10000))
-while (exec 3<>"/dev/tcp/$head/$port") 2>/dev/null; do port=$((port + 1)); done
+port=$((20000 + SLURM_JOB_ID % 5000 * 2))
+while (exec 3<>"/dev/tcp/$head/$port") 2>/dev/null; do port=$((port + 2)); done
 export SCALING_ADDRESS=$head:$port
+client=()
+if python3 -c 'import grpc' 2>/dev/null; then client=(--ray-client-server-port=$((port + 1))); fi # refused without
 
-start_on "${hosts[0]}" --head --port="$port" --include-dashboard=false --ray-client-server-port=0
+start_on "${hosts[0]}" --head --port="$port" --include-dashboard=false "${client[@]}"
 await "${hosts[0]}" "${steps[0]}"
 for host in "${hosts[@]:1}"; do start_on "$host" --address="$SCALING_ADDRESS"; done
 for at in "${!steps[@]}"; do await "${hosts[at]}" "${steps[at]}"; done
 
+watch_head &
+watcher=$!
 drive
+if ((code != 0)) && ! kill -0 "${steps[0]}" 2>/dev/null; then
+  code=$interrupted
+else
+  keep_logs=''
+fi
 end_ray
-rm -rf "$folder"
+rm -f "$folder/token"
+[[ -z $keep_logs ]] && rm -rf "$folder"
 leave
 """
 
