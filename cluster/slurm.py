@@ -2,7 +2,7 @@
 
     python -m cluster.slurm --nodes 4 --gpus-per-node 8 --cpus-per-node 64 --time 12:00:00 -- scaling run SWEEP
 
-The command meets the job through its environment, its exit code and one signal; ``cluster/slurm.md`` is the user's page.
+The command meets the job through its environment, its exit code and a signal; ``cluster/slurm.md`` is the user's page.
 """
 
 import re
@@ -19,7 +19,9 @@ import click
 USER_ERROR = 2
 """Exit code where the input cannot be used; the reason is one line."""
 
-TIME = re.compile(r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+)(?::(?P<seconds>\d+))?)?|(?P<plain>\d+(?::\d+){0,2}))")
+TIME = re.compile(
+    r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+)(?::(?P<seconds>\d+))?)?|(?P<plain>\d+(?::\d+){0,2}))"
+)
 """Slurm's own forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
 
 SHORTEST = 120
@@ -55,7 +57,9 @@ class Job:
     def __post_init__(self) -> None:
         """Refuse what Slurm would refuse late or misread."""
         if not self.command:
-            raise ValueError("no command to run; write it last, after --, for example: -- scaling run sweeps/smoke.yaml")
+            raise ValueError(
+                "no command to run; write it last, after --, for example: -- scaling run sweeps/smoke.yaml"
+            )
         for option, value, least in self._counts():
             if value is not None and value < least:
                 raise ValueError(f"{option} must be at least {least}: {value}")
@@ -181,7 +185,7 @@ leave
 
 RAY = r"""
 # One Ray process group per node, each a step of this job. The step's task starts Ray with a temporary folder of its own
-# and ends it on USR2. TERM comes from Slurm; where a preemption reaches the steps alone, this passes it on to the script.
+# and ends it on USR2. TERM comes from Slurm; where a preemption reaches the steps alone, it is passed on to the script.
 keep_ray='
 home=$(mktemp -d /tmp/ray.XXXXXX) || exit 1
 trap "kill \$ray; wait \$ray; rm -rf $home; exit 0" USR2
@@ -351,7 +355,12 @@ def _programs() -> str | None:
 @click.option("--output", help="Pattern of the log's name.  [default: Slurm's]")
 @click.option("--max-requeues", type=int, default=100, show_default=True, help="Restarts before work is left undone.")
 @click.option(
-    "--start-timeout", "start_seconds", type=int, default=300, show_default=True, help="Seconds for all nodes to join Ray."
+    "--start-timeout",
+    "start_seconds",
+    type=int,
+    default=300,
+    show_default=True,
+    help="Seconds for all nodes to join Ray.",
 )
 @click.option("--sbatch", multiple=True, help="A further option of sbatch, such as --mem=64G; can be repeated.")
 @click.option("--dry-run", is_flag=True, help="Print the script and submit nothing.")

@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +47,7 @@ SlurmctldLogFile={run}/slurmctld.log
 SlurmdLogFile={run}/%n.log
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={first} CPUs=2 RealMemory=10000 State=UNKNOWN
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={second} CPUs=2 RealMemory=10000 State=UNKNOWN
-PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=20
+PartitionName=low Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=120
 PartitionName=high Nodes=n[1-2] Default=NO MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -99,9 +100,29 @@ class Slurm:
         with (self.folder / f"{name}.out").open("wb") as out:
             self.daemons[name] = subprocess.Popen(command, env=self.environment, stdout=out, stderr=out)
 
+    def lose_node(self, node: str) -> None:
+        """End all that runs on a node at once, as when its power fails."""
+        mine = [process for process in processes_of(self.folder) if _node_of(process) == node]
+        parents = {_parent(process) for process in mine} - set(mine)
+        steps = [parent for parent in parents if Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"slurmstepd")]
+        self.daemons[node].kill()
+        for process in [*steps, *mine]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.daemons[node].wait()
+
     def start_node(self, node: str) -> None:
         """Start a slurmd."""
         self.start(node, "slurmd", "-D", "-N", node)
+
+
+def _node_of(process: int) -> str:
+    words = Path(f"/proc/{process}/environ").read_bytes().split(b"\0")
+    return next((word.decode().split("=")[1] for word in words if word.startswith(b"SLURMD_NODENAME=")), "")
+
+
+def _parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def free_ports(count: int) -> list[int]:
@@ -115,12 +136,25 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def wait_for(true: "object", seconds: float, what: str) -> None:
+def wait_for(true: Callable[[], object], seconds: float, what: str, said: Callable[[], str] = str) -> None:
     """Poll until the function says yes."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}\n{said()}"
+        time.sleep(0.2)
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """Processes whose environment, command or place names the folder, with their commands."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+            if str(folder).encode() in told + bytes((process / "cwd").readlink()) and int(process.name) != os.getpid():
+                found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+    return found
 
 
 @contextmanager
@@ -149,6 +183,8 @@ def slurm(folder: Path, more: str = "SlurmctldParameters=preempt_send_user_signa
         wait_for(lambda: _idle(one) == len(NODES), 60, f"both nodes idle; see {folder}")
         yield one
     finally:
+        if "slurmctld" in one.daemons:
+            _end_jobs(one)
         for daemon in reversed(list(one.daemons.values())):
             daemon.terminate()
         for daemon in one.daemons.values():
@@ -159,6 +195,19 @@ def slurm(folder: Path, more: str = "SlurmctldParameters=preempt_send_user_signa
                 daemon.wait()
 
 
+def _end_jobs(one: Slurm) -> None:
+    """Cancel all jobs, and wait until Slurm has cleaned up after them: what daemons leave, nobody ends."""
+    subprocess.run(["scancel", "--user=root"], env=one.environment, capture_output=True, timeout=60)
+    deadline = time.monotonic() + 40
+    while time.monotonic() < deadline:
+        left = subprocess.run(["squeue", "--noheader"], env=one.environment, capture_output=True, text=True, timeout=60)
+        if left.stdout == "":
+            return
+        time.sleep(0.5)
+
+
 def _idle(one: Slurm) -> int:
-    done = subprocess.run(["sinfo", "-h", "-N", "-p", "low", "-o", "%T"], env=one.environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sinfo", "-h", "-N", "-p", "low", "-o", "%T"], env=one.environment, capture_output=True, text=True
+    )
     return done.stdout.split().count("idle")
