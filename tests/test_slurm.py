@@ -147,7 +147,7 @@ def site(tmp_path_factory) -> Iterator[Slurm]:
     ("asked", "said"),
     [
         (options(partition="hihg"), "no partition 'hihg'; there are: high, low"),
-        (options(cpus_per_node=64), "sbatch refused: Batch job submission failed: Requested node configuration"),
+        (options(sbatch="--constraint=moon"), "sbatch refused: Batch job submission failed: Invalid feature"),
         (options(output="/proc/nowhere/log"), "the folder of the output cannot be written: /proc/nowhere"),
         (options(sbatch="--nonsense"), "sbatch refused: unrecognized option"),
     ],
