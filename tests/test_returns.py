@@ -54,12 +54,16 @@ def played(frame: pd.DataFrame, targets: tuple[float, ...] = (3600.0,), score: b
     return pd.DataFrame(rows).astype({"score": float})
 
 
+def write_episodes(frame: pd.DataFrame, path: Path) -> None:
+    results.write_table(episodes.table_of(frame.to_dict("records")), path)
+
+
 def write(frame: pd.DataFrame, path: Path, rolled: pd.DataFrame | None = None) -> Path:
     """Both tables as collect would write them."""
     rows = frame.astype({"N": int, "D": int}).to_dict("records")
     results.write_table(pa.Table.from_pylist(rows, schema=results.SCHEMA), path)
     if rolled is not None:
-        episodes.write(rolled.astype(object).where(rolled.notna(), None).to_dict("records"), episodes.beside(path))
+        write_episodes(rolled.astype(object).where(rolled.notna(), None), episodes.beside(path))
     return path
 
 
@@ -329,7 +333,7 @@ def test_the_verb_prefers_the_episodes_beside_the_table_and_takes_others_on_dema
     frame = with_specs(runs(), [1e-3])
     table = write(frame, tmp_path / "t.parquet", played(frame))
     other = tmp_path / "other.parquet"
-    episodes.write(played(frame, (1800.0,)).to_dict("records"), other)
+    write_episodes(played(frame, (1800.0,)), other)
     assert "asked for 3600" in call(table, "--bootstrap", 20)[1]
     assert "asked for 1800" in call(table, "--bootstrap", 20, "--episodes", other)[1]
     episodes.beside(table).unlink()

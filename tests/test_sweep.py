@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scaling import episodes, results
+from scaling.root import open_root
 
 from conftest import make_columns, write_hdf5
 
@@ -41,9 +42,12 @@ def smoke(tmp_path_factory) -> Path:
 
 def test_every_run_of_a_sweep_ends_as_a_row_and_nothing_else_is_left(smoke):
     files = sorted(str(p.relative_to(smoke)) for p in smoke.rglob("*") if p.is_file())
-    assert len(files) == 8
-    assert {Path(name).name for name in files} == {"row.parquet", "episodes.parquet"}
-    assert all(name.startswith("runs/") for name in files)
+    logs = [name for name in files if "tfevents" in name]
+    rows = [name for name in files if name.endswith(".parquet")]
+    assert len(rows) == 8
+    assert {Path(name).name for name in rows} == {"row.parquet", "episodes.parquet"}
+    assert {Path(name).parent for name in logs} <= {Path(name).parent for name in rows}
+    assert set(files) - set(rows) - set(logs) == {"runs/sweeps/smoke.json"}
 
 
 def test_every_rolled_out_episode_is_a_row_beside_the_table(smoke):
@@ -78,7 +82,7 @@ def test_a_second_run_starts_nothing(smoke):
 
 def test_the_rest_of_the_way_reads_what_lies_on_disk(smoke):
     assert "4 of 4 runs -> results/smoke.parquet" in scaling("collect", SMOKE, cwd=smoke).stdout
-    assert "smoke: 4 done, 0 running, 0 failed, 0 waiting, of 4" in scaling("status", SMOKE, cwd=smoke).stdout
+    assert "smoke: 4 done, 0 running, 0 stale, 0 failed, 0 waiting, of 4" in scaling("status", SMOKE, cwd=smoke).stdout
     planned = scaling("plan", SMOKE, cwd=smoke).stdout
     assert planned.count("done") == 4
     assert "4 runs, C = " in planned
@@ -119,6 +123,33 @@ axes: {axes}
     return path
 
 
+def start(sweep: Path, *arguments: object) -> subprocess.Popen[str]:
+    """A driver under way."""
+    command = [SCALING, "run", str(sweep), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=sweep.parent, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(folder: Path, pattern: str) -> Path:
+    """The first file that fits, once there is one."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in folder.glob(pattern):
+            return path
+        time.sleep(0.05)
+    raise AssertionError(f"no {pattern}")
+
+
+def wait_for_work(folder: Path) -> Path:
+    """The claim of a run that has no row yet."""
+    while True:
+        claim = wait_for(folder, CLAIM)
+        if not (claim.parent / "row.parquet").exists():
+            return claim
+
+
+CLAIM, ROW = "runs/*/claim-*.json", "runs/*/row.parquet"
+
+
 def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(own_data):
     sweep = sweep_file(own_data, "{train.learning_rate: [1.0e-3, 1.0e+30, 2.0e-3]}", amount=40)
     done = scaling("run", sweep, "--cpus", 1, cwd=own_data, code=1)
@@ -137,42 +168,126 @@ def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(own_data):
     assert "pooled:train.learning_rate" in told["flags"]
 
 
-def test_interrupted_work_goes_on_where_it_stopped(own_data):
-    sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3, 4, 5]}", amount=400)
-    driver = subprocess.Popen(
-        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(own_data.glob("runs/*/row.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_what_runs_and_the_same_command_goes_on_to_the_same_rows(own_data, number):
+    sweep = sweep_file(own_data, "{seed: [0, 1, 2]}", amount=600)
+    driver = start(sweep, "--cpus", 1)
+    finished = wait_for(own_data, ROW)
+    before = finished.stat().st_mtime_ns
+    wait_for_work(own_data)
+    driver.send_signal(number)
     said, _ = driver.communicate(timeout=120)
-    finished = {p: p.stat().st_mtime_ns for p in own_data.glob("runs/*/row.parquet")}
     assert driver.returncode == 75, said
-    assert 0 < len(finished) < 6
     assert "the same command goes on" in said
-    assert "6 of 6 runs done" in scaling("run", sweep, "--cpus", 2, cwd=own_data).stdout
-    after = {p: p.stat().st_mtime_ns for p in own_data.glob("runs/*/row.parquet")}
-    assert len(after) == 6
-    assert finished.items() <= after.items()
+    assert list(own_data.glob(CLAIM)) == []
+    assert len(list(own_data.glob(ROW))) < 3
+    assert len(list(own_data.glob("runs/*/checkpoint.pt"))) == 1
+    assert "3 of 3 runs done" in scaling("run", sweep, "--cpus", 1, cwd=own_data).stdout
+    assert finished.stat().st_mtime_ns == before
+    assert list(own_data.glob("runs/*/checkpoint.pt")) == []
+    broken_off, whole = own_data / "runs", own_data / "whole"
+    scaling("run", sweep, "--root", whole, "--address", "none", cwd=own_data)
+    assert repeatable(broken_off) == repeatable(whole)
+
+
+def repeatable(root: Path) -> dict[str, dict]:
+    """What must be equal in two rows of one run."""
+    rows = [pq.read_table(path).to_pylist()[0] for path in root.glob("*/row.parquet")]
+    return {row["run_id"]: {name: row[name] for name in row if results.BY_NAME[name].repeatable} for row in rows}
 
 
 def test_a_killed_worker_is_replaced_and_its_run_done_again(own_data):
     sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=800)
-    driver = subprocess.Popen(
-        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        signs = list(own_data.glob("runs/*/running.json"))
-        if signs:
-            os.kill(json.loads(signs[0].read_text())["pid"], signal.SIGKILL)
-            break
-        time.sleep(0.05)
+    driver = start(sweep, "--cpus", 1)
+    os.kill(json.loads(wait_for_work(own_data).read_text())["pid"], signal.SIGKILL)
     said, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, said
     assert "2 of 2 runs done" in said
-    assert list(own_data.glob("runs/*/running.json")) == []
+    assert list(own_data.glob(CLAIM)) == []
+
+
+def test_a_killed_driver_leaves_claims_that_the_next_one_takes_over_at_once(own_data):
+    sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=600)
+    driver = start(sweep, "--address", "none")
+    wait_for_work(own_data)
+    driver.kill()
+    driver.communicate()
+    assert "1 stale" in scaling("status", sweep, cwd=own_data).stdout
+    begin = time.monotonic()
+    assert "2 of 2 runs done" in scaling("run", sweep, "--address", "none", cwd=own_data).stdout
+    assert time.monotonic() - begin < 50  # without waiting for the claim to grow old
+
+
+def test_two_drivers_share_a_sweep_and_do_no_run_twice(own_data):
+    sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3, 4, 5, 6, 7]}", amount=300)
+    drivers = [start(sweep, "--address", "none"), start(sweep, "--address", "none")]
+    written: dict[Path, set[int]] = {}
+    while any(driver.poll() is None for driver in drivers):
+        for row in own_data.glob(ROW):
+            written.setdefault(row, set()).add(row.stat().st_mtime_ns)
+        time.sleep(0.02)
+    for driver in drivers:
+        assert "8 of 8 runs done" in driver.communicate()[0]
+        assert driver.returncode == 0
+    assert len(written) == 8
+    assert all(len(times) == 1 for times in written.values())
+
+
+def test_a_driver_that_does_not_wait_leaves_what_others_hold(own_data):
+    sweep = sweep_file(own_data, "{seed: [0]}", amount=2000)
+    driver = start(sweep, "--address", "none")
+    wait_for_work(own_data)
+    done = scaling("run", sweep, "--address", "none", "--no-wait", cwd=own_data)
+    assert "1 runs are under way elsewhere" in done.stdout
+    driver.terminate()
+    driver.communicate(timeout=60)
+    assert driver.returncode == 75
+
+
+def test_status_says_who_works_on_what_without_the_dataset(own_data):
+    sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=4000)
+    driver = start(sweep, "--address", "none")
+    wait_for_work(own_data)
+    (own_data / "mine.hdf5").rename(own_data / "away.hdf5")
+    said = scaling("status", sweep, cwd=own_data).stdout
+    (own_data / "away.hdf5").rename(own_data / "mine.hdf5")
+    driver.terminate()
+    driver.communicate(timeout=60)
+    assert "own: 0 done, 1 running, 0 stale, 0 failed, 1 waiting, of 2" in said
+    assert "mambadm width 16 depth 1 context 4, fraction 1, draw 0, seed " in said
+    assert " of 4,000" in said
+
+
+def test_failed_runs_are_done_again_when_asked_for(own_data):
+    sweep = sweep_file(own_data, "{train.learning_rate: [1.0e-3, 1.0e+30]}", amount=40)
+    none = ("--address", "none")
+    scaling("run", sweep, *none, cwd=own_data, code=1)
+    good, bad = sorted(own_data.glob(ROW), key=lambda path: pq.read_table(path)["status"][0].as_py())
+    before = {path: path.stat().st_mtime_ns for path in (good, bad)}
+    scaling("run", sweep, *none, cwd=own_data, code=1)
+    assert {path: path.stat().st_mtime_ns for path in (good, bad)} == before
+    scaling("run", sweep, *none, "--only", "failed", cwd=own_data, code=1)
+    assert good.stat().st_mtime_ns == before[good]
+    assert bad.stat().st_mtime_ns > before[bad]
+    done = scaling("retry", sweep, "nosuch", cwd=own_data, code=2)
+    assert f"no failed run begins with 'nosuch'; failed are: {bad.parent.name}" in done.stderr
+    assert "1 failed runs forgotten" in scaling("retry", sweep, bad.parent.name[:5], cwd=own_data).stdout
+    assert not bad.exists()
+    assert good.exists()
+
+
+def test_runs_of_two_processes_give_the_rows_of_one(own_data):
+    """Through Ray, with dropout, a batch that does not divide evenly, and a team kept from run to run."""
+    sweep = sweep_file(own_data, "{seed: [0, 1], train.batch: [7]}", amount=30)
+    scaling("run", sweep, "--workers", 2, "--root", "two", cwd=own_data)
+    scaling("run", sweep, "--address", "none", "--root", "one", cwd=own_data)
+    one, two = repeatable(own_data / "one"), repeatable(own_data / "two")
+    assert len(one) == 2
+    for name, row in one.items():
+        assert two[name]["processes"] == 2
+        assert row["processes"] == 1
+        for a, b in zip(row["curve"], two[name]["curve"], strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
@@ -217,22 +332,49 @@ def test_nothing_to_collect_says_how_to_start(own_data):
 
 def test_more_gpus_than_there_are_is_refused(own_data):
     sweep = sweep_file(own_data, "{seed: [0]}")
-    done = scaling("run", sweep, "--gpus-per-run", 99, cwd=own_data, code=2)
-    assert "--gpus-per-run 99 exceeds the 0 GPU(s) of this machine" in done.stderr
+    done = scaling("run", sweep, "--gpus", 99, cwd=own_data, code=2)
+    assert "one run needs 1 process(es) with 1 core(s) and 99 GPU(s) each" in done.stderr
+    assert "lower --workers, --threads or --gpus" in done.stderr
 
 
-def test_a_dataset_that_changes_under_a_sweep_fails_its_runs_with_the_reason(own_data):
-    sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3]}", amount=400)
-    driver = subprocess.Popen(
-        [SCALING, "run", str(sweep), "--cpus", "1"], cwd=own_data, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not list(own_data.glob("runs/*/running.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_a_dataset_that_changes_under_a_sweep_stops_it_with_the_reason(own_data):
+    sweep = sweep_file(own_data, "{seed: [0, 1, 2, 3, 4, 5, 6, 7]}", amount=400)
+    scaling("plan", sweep, cwd=own_data)  # the kernels are compiled
+    driver = start(sweep, "--cpus", 1)
+    wait_for(own_data, "runs/sweeps/own.json")
     write_hdf5(own_data / "mine.hdf5", make_columns([20] * 30, seed=9))
     said, _ = driver.communicate(timeout=200)
     assert driver.returncode == 1, said
-    assert "mine.hdf5 has changed since the sweep began" in said
+    assert "stopped early: the first 3 runs failed alike: mine.hdf5 has changed since the sweep began" in said
+    assert len(list(own_data.glob(ROW))) < 8
+
+
+def test_a_sweep_that_changes_under_its_driver_is_said(own_data):
+    sweep = sweep_file(own_data, "{seed: [0]}", amount=600)
+    driver = start(sweep, "--address", "none")
+    wait_for_work(own_data)
+    sweep_file(own_data, "{seed: [0, 1]}", amount=600)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 75
+    assert "own.yaml has changed meanwhile" in said
+    assert "2 of 2 runs done" in scaling("run", sweep, "--address", "none", cwd=own_data).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--workers", 2, "--address", "none"), "--workers 2 needs Ray"),
+        (("--workers", 2, "--cpus", 1), "one run takes 2 worker(s) x 1 thread(s), and there are 1 core(s) to use"),
+        (("--address", "127.0.0.1:1"), "no Ray answers at 127.0.0.1:1: Connection refused"),
+        (("--address", "nowhere"), "no Ray answers at nowhere"),
+        (("--root", "foo://bar/baz"), "--root foo://bar/baz cannot be used"),
+    ],
+)
+def test_resources_that_cannot_be_had_are_one_line(own_data, arguments, said):
+    done = scaling("run", sweep_file(own_data, "{seed: [0]}"), *arguments, cwd=own_data, code=2)
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
 
 
 def test_a_place_that_cannot_be_written_is_named(smoke):
@@ -252,7 +394,7 @@ def test_rows_of_different_code_are_not_mixed_unless_asked(own_data):
     scaling("run", sweep, cwd=own_data)
     one, _ = sorted(own_data.glob("runs/*/row.parquet"))
     row = {**pq.read_table(one).to_pylist()[0], "git_commit": "0" * 40}
-    results.write_row(own_data / "runs", row)
+    results.write_row(open_root(own_data / "runs"), row)
     done = scaling("collect", sweep, cwd=own_data, code=2)
     assert "000000000000" in done.stderr
     assert "--mixed-code" in done.stderr
