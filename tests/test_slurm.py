@@ -206,10 +206,10 @@ axes: {{seed: {list(range(RUNS))}}}
         assert set(states) <= {"done"}
         assert list(self.folder.glob(".scaling-ray-*")) == []
 
-    def wait_for_rows(self, count: int, seconds: float = 120) -> None:
+    def wait_for_rows(self, count: int, seconds: float = 240) -> None:
         wait_for(lambda: len(self.rows()) >= count, seconds, f"{count} rows", self.said)
 
-    def wait_for_end(self, seconds: float = 120) -> None:
+    def wait_for_end(self, seconds: float = 240) -> None:
         wait_for(lambda: self.site.ask("squeue", "--noheader") == "", seconds, "an empty queue", self.said)
 
     def said(self) -> str:
@@ -227,7 +227,7 @@ def test_a_preempted_sweep_on_two_nodes_is_requeued_and_ends_with_every_row(site
     assert token.stat().st_mode & 0o777 == 0o600
     sweep.wait_for_rows(2)
     site.ask("sbatch", "--partition=high", "--nodes=2", "--cpus-per-task=2", "--output=/dev/null", "--wrap=sleep 1")
-    wait_for(lambda: site.fields(job)["Restarts"] == "1", 60, "the requeue", sweep.said)
+    wait_for(lambda: site.fields(job)["Restarts"] == "1", 120, "the requeue", sweep.said)
     before = sweep.rows()
     sweep.wait_for_end()
     sweep.check(RUNS)
@@ -252,7 +252,7 @@ def test_a_cancelled_sweep_leaves_whole_rows_and_no_process(site, tmp_path):
 @needs_slurm
 def test_an_array_whose_node_dies_ends_with_every_row(site, tmp_path):
     sweep = Sweep(tmp_path, site)
-    sweep.submit(array=2)
+    job = sweep.submit(array=2)
     sweep.wait_for_rows(2)
     wait_for(lambda: site.ask("squeue", "--noheader", "--format=%T") == "RUNNING\nRUNNING", 30, "two tasks", sweep.said)
     site.lose_node("n2")
@@ -260,6 +260,7 @@ def test_an_array_whose_node_dies_ends_with_every_row(site, tmp_path):
     site.start_node("n2")
     sweep.wait_for_end()
     sweep.check(RUNS)
+    assert site.ask("scontrol", "--oneliner", "show", "job", job).count(" Restarts=1 ") == 1
 
 
 @needs_slurm
@@ -267,9 +268,9 @@ def test_an_interrupted_job_is_requeued_so_many_times_and_no_more(site, tmp_path
     sweep = Sweep(tmp_path, site, amount=4000)
     job = sweep.submit(array=1, max_requeues=1)
     for _ in range(2):
-        wait_for(lambda: list(tmp_path.glob("runs/*/claim-*")), 60, "a run", sweep.said)
+        wait_for(lambda: list(tmp_path.glob("runs/*/claim-*")), 120, "a run", sweep.said)
         site.ask("scancel", "--batch", "--signal=USR1", job)
-        wait_for(lambda: not list(tmp_path.glob("runs/*/claim-*")), 30, "the driver's end", sweep.said)
+        wait_for(lambda: not list(tmp_path.glob("runs/*/claim-*")), 60, "the driver's end", sweep.said)
     sweep.wait_for_end()
     assert sweep.said().count("interrupted with work left; requeued") == 1
     assert "not requeued: --max-requeues 1 is reached; submit again" in sweep.said()
