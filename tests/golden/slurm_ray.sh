@@ -105,7 +105,7 @@ start_on() {
 
 await() {
   local host=$1 step=$2
-  until grep -q 'Ray runtime started' "$folder/$host.log"; do
+  until grep -qs 'Ray runtime started' "$folder/$host.log"; do
     [[ -n $asked ]] && return
     kill -0 "$step" 2>/dev/null || give_up "Ray did not start on $host; see $folder/$host.log"
     ((SECONDS < start_seconds)) || give_up "$host did not join Ray within $start_seconds s; see $folder/$host.log"
@@ -122,10 +122,18 @@ give_up() {
 
 # Without the head the driver cannot go on; where it does not see that itself, it is ended.
 watch_head() {
-  while kill -0 "${steps[0]}" 2>/dev/null; do sleep 2; done
+  local rest=''
+  trap 'kill "$rest"; exit' TERM
+  while kill -0 "${steps[0]}" 2>/dev/null; do
+    sleep 2 &
+    rest=$!
+    wait "$rest"
+  done
   say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}.log"
   kill -USR1 $$
-  sleep 60
+  sleep 60 &
+  rest=$!
+  wait "$rest"
   kill -USR2 $$
 }
 trap 'kill -KILL "$driver"' USR2
