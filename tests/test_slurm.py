@@ -291,7 +291,7 @@ def test_a_node_on_which_ray_does_not_start_is_one_line(site, tmp_path):
     job = done.stdout.strip()
     wait_for(lambda: site.ask("squeue", "--noheader") == "", 60, "the end")
     logs = tmp_path / f".scaling-ray-{job}"
-    assert (tmp_path / "log").read_text() == f"slurm job {job}: Ray did not start on n1; see {logs}/n1.log\n"
-    assert "broken" in (logs / "n1.log").read_text()
+    assert (tmp_path / "log").read_text() == f"slurm job {job}: Ray did not start on n1; see {logs}/n1-0.log\n"
+    assert "broken" in (logs / "n1-0.log").read_text()
     assert not (logs / "token").exists()
     assert site.fields(job)["ExitCode"] == "1:0"
