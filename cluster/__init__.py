@@ -1,1 +1,1 @@
-"""Launchers, one site's way of starting a command per file."""
+"""Launchers: each wraps a command line for one kind of site, and knows nothing of what it starts."""

@@ -12,6 +12,9 @@ from scaling.root import Root
 from scaling.runs import Runs
 from scaling.spec import to_dict
 
+LOCAL, NO_RAY, CLIENT = "local", "none", "ray://"
+"""Addresses: a Ray of this machine alone, no Ray, and the beginning of those that are reached through Ray's client."""
+
 Costs = dict[str, Cost]
 """Cost of each run by run_id."""
 
@@ -44,7 +47,7 @@ class Resources:
     """What the sweep may use; none of it can change a result."""
 
     address: str
-    """Of Ray: ``local``, ``auto``, ``host:port``."""
+    """Of Ray: ``local``, ``auto``, ``host:port``, ``ray://host:port``; or ``none``."""
     cpus: int | None
     """CPU cores in all; nothing for all there are."""
     workers: int

@@ -27,10 +27,9 @@ class Interrupts:
             signal.signal(number, before)  # type: ignore[arg-type]
 
     def keep_listening(self) -> None:
-        """Take the signals back from a library that has put its own handlers in place."""
+        """Take the signals back from a library that has put its own handlers in place, be it behind Python's back."""
         for number in STOPPING:
-            if signal.getsignal(number) != self._hear:
-                signal.signal(number, self._hear)
+            signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:

@@ -6,15 +6,24 @@ from rich.console import Console
 
 from scaling import manifest, plan, serial
 from scaling.attempt import Order
-from scaling.driver import Habits, Replaces, Resources, Watcher, available_cpus, manifest_of, orders_of
+from scaling.driver import (
+    CLIENT,
+    LOCAL,
+    NO_RAY,
+    Habits,
+    Replaces,
+    Resources,
+    Watcher,
+    available_cpus,
+    manifest_of,
+    orders_of,
+)
 from scaling.errors import UserError
 from scaling.interrupts import Interrupts
 from scaling.progress import SweepProgress
 from scaling.root import Root, check_writable
 from scaling.runs import Runs
 from scaling.work import Work
-
-NO_RAY = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +80,14 @@ def _with_ray(
     shown: Watcher,
     interrupts: Interrupts,
 ) -> None:
-    from scaling import sweep, trackers  # import Ray, which takes seconds and is not needed everywhere
+    from scaling import remote, sweep, trackers  # import Ray, which takes seconds and is not needed everywhere
 
-    watching = []
-    if "none" not in settings.trackers:
-        labels = {name: runs.label(name) for name in orders}
-        watching = trackers.callbacks(settings.trackers, root, runs.sweep.name, labels)
-    sweep.run(work, orders, settings.resources, shown, watching, interrupts)
+    labels = {name: runs.label(name) for name in orders}
+    watching = trackers.Wanted(settings.trackers, root, runs.sweep.name, labels)
+    if settings.resources.address.startswith(CLIENT):
+        remote.run(work, orders, settings.resources, shown, watching, interrupts)
+    else:
+        sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
 
 
 def _check(settings: Settings) -> None:
@@ -87,7 +97,7 @@ def _check(settings: Settings) -> None:
         if wanted.workers > 1:
             raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")
         return
-    cpus = wanted.cpus or (available_cpus() if wanted.address == "local" else None)
+    cpus = wanted.cpus or (available_cpus() if wanted.address == LOCAL else None)
     if cpus is not None and wanted.threads * wanted.workers > cpus:
         raise UserError(
             f"one run takes {wanted.workers} worker(s) x {wanted.threads} thread(s), and there are {cpus} core(s) to "

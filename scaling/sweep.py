@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 # Tune reads these when it is imported or run: no result folders in the home directory, no tables on the terminal, no
 # state of its own to restore, and our handlers of signals.
@@ -24,9 +24,8 @@ from ray.tune.search import Searcher
 
 from scaling import results
 from scaling.attempt import Alone, Order, Team, attempt, failure
-from scaling.driver import Resources, Watcher, available_cpus
+from scaling.driver import LOCAL, Resources, Watcher, available_cpus
 from scaling.errors import UserError
-from scaling.interrupts import Interrupts
 from scaling.local_ray import local_ray, running_ray
 from scaling.root import open_root
 from scaling.team import Together
@@ -37,6 +36,20 @@ REPORT_SECONDS = 2.0
 
 NEVER = 10**9
 
+ENDS = ("loss", "loss_best", "score", "N", "D", "C")
+"""Columns of a row that are shown to those who watch."""
+
+
+class Asking(Protocol):
+    """Says whether the user wants the sweep to stop."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether the sweep is to stop."""
+
+    def keep_listening(self) -> None:
+        """Called now and then from the main thread."""
+
 
 def run(
     work: Work,
@@ -44,7 +57,7 @@ def run(
     resources: Resources,
     watcher: Watcher,
     callbacks: list[tune.Callback],
-    interrupts: Interrupts,
+    interrupts: Asking,
 ) -> None:
     """Have the runs of ``work`` done; returns when it is over or the user interrupts.
 
@@ -53,39 +66,51 @@ def run(
 
     """
     with _ray(resources):
-        slots = _slots(resources)
-        desk = ray.remote(num_cpus=0)(_Desk).remote()
-        storage = tempfile.mkdtemp(prefix="scaling-tune-")
-        bundle = {"CPU": resources.threads, "GPU": resources.gpus}
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(_trial, desk=desk), tune.PlacementGroupFactory([bundle] * resources.workers)
-            ),
-            param_space={"team": [resources.workers, resources.threads, resources.gpus]},
-            tune_config=tune.TuneConfig(
-                num_samples=-1,
-                search_alg=_Queue(work, orders, interrupts, desk),
-                reuse_actors=True,
-                max_concurrent_trials=min(slots, resources.max_concurrent or slots),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=storage,
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=resources.retries),
-                callbacks=[_Callback(work, orders, watcher, resources.retries), *callbacks],
-            ),
-        )
-        try:
-            tuner.fit()
-        finally:
-            shutil.rmtree(storage, ignore_errors=True)
+        drive(work, orders, resources, watcher, callbacks, interrupts, ray.remote(num_cpus=0)(Desk).remote())
+
+
+def drive(
+    work: Work,
+    orders: dict[str, Order],
+    resources: Resources,
+    watcher: Watcher,
+    callbacks: list[tune.Callback],
+    interrupts: Asking,
+    desk: Any,
+) -> None:
+    """The same in a process of a Ray cluster; runs ask at the ``desk`` whether to stop."""
+    slots = _slots(resources)
+    storage = tempfile.mkdtemp(prefix="scaling-tune-")
+    bundle = {"CPU": resources.threads, "GPU": resources.gpus}
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trial, desk=desk), tune.PlacementGroupFactory([bundle] * resources.workers)
+        ),
+        param_space={"team": [resources.workers, resources.threads, resources.gpus], "watched": bool(callbacks)},
+        tune_config=tune.TuneConfig(
+            num_samples=-1,
+            search_alg=_Queue(work, orders, interrupts, desk),
+            reuse_actors=True,
+            max_concurrent_trials=min(slots, resources.max_concurrent or slots),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=storage,
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+            callbacks=[_Callback(work, orders, watcher, resources.retries), *callbacks],
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
 
 
 @contextmanager
 def _ray(resources: Resources) -> Iterator[None]:
-    if resources.address == "local":
+    if resources.address == LOCAL:
         with local_ray(resources.cpus or available_cpus()):
             yield
     else:
@@ -94,7 +119,9 @@ def _ray(resources: Resources) -> Iterator[None]:
 
 
 def _slots(resources: Resources) -> int:
-    """Runs that Ray has room for at a time."""
+    """Runs that Ray has room for at a time; where machines come on demand, the number that the user names."""
+    if resources.max_concurrent and resources.address != LOCAL:
+        return resources.max_concurrent
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     processes = sum(_room(node, resources.threads, resources.gpus) for node in nodes)
     if processes < resources.workers:
@@ -103,7 +130,7 @@ def _slots(resources: Resources) -> int:
         raise UserError(
             f"one run needs {resources.workers} process(es) with {resources.threads} core(s){gpus} each; "
             f"Ray has {total['CPU']:g} core(s) and {total['GPU']:g} GPU(s) on {len(nodes)} machine(s); "
-            "lower --workers, --threads or --gpus"
+            "lower --workers, --threads or --gpus; where machines are added on demand, say --max-concurrent"
         )
     by_cores = (resources.cpus or NEVER) // (resources.threads * resources.workers)
     return max(1, min(processes // resources.workers, by_cores))
@@ -114,7 +141,7 @@ def _room(node: dict[str, float], threads: int, gpus: float) -> int:
     return min(by_cores, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cores
 
 
-class _Desk:
+class Desk:
     """Where runs ask whether to stop."""
 
     def __init__(self) -> None:
@@ -154,13 +181,21 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
         except ray.exceptions.RayError:  # the driver is gone
             return True
 
-    attempt(order, team, report, stopping)
+    if attempt(order, team, report, stopping) and config["watched"]:
+        _report_end(order)
+
+
+def _report_end(order: Order) -> None:
+    """The numbers of the row, for whoever watches."""
+    row = results.read_row(open_root(order.root), order.run_id)
+    if row is not None and row["status"] == results.DONE:
+        tune.report({"update": row["updates"], **{name: row[name] for name in ENDS if row[name] is not None}})
 
 
 class _Queue(Searcher):
     """Gives Tune the next run when it has room for one."""
 
-    def __init__(self, work: Work, orders: dict[str, Order], interrupts: Interrupts, desk: Any) -> None:
+    def __init__(self, work: Work, orders: dict[str, Order], interrupts: Asking, desk: Any) -> None:
         super().__init__()
         self.work, self.orders, self.interrupts, self.desk = work, orders, interrupts, desk
         self.stopped = False

@@ -2,10 +2,13 @@
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 
+from scaling import results
 from scaling.errors import UserError
 from scaling.root import Folder, Root
 
@@ -13,32 +16,44 @@ PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """The trackers, and the package that each needs."""
 
 
-def callbacks(names: tuple[str, ...], root: Root, sweep: str, labels: dict[str, str]) -> list[tune.Callback]:
-    """A callback per tracker.
+@dataclass(frozen=True)
+class Wanted:
+    """Who is to watch a sweep."""
 
-    Args:
-        names: the trackers; where none is named, TensorBoard if it is installed and the root is a folder.
-        root: of the sweep.
-        sweep: its name, which becomes the project or experiment.
-        labels: each run in words, by run_id.
+    names: tuple[str, ...]
+    """The trackers; where none is named, TensorBoard if it is installed and the root is a folder."""
+    root: Root
+    sweep: str
+    """Its name, which becomes the project or experiment."""
+    labels: dict[str, str]
+    """Each run in words, by run_id."""
 
-    Raises:
-        UserError: a tracker is not installed, or cannot write to this root.
+    def callbacks(self) -> list[tune.Callback]:
+        """A callback per tracker.
 
-    """
-    for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UserError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
-    if "tensorboard" in names and not isinstance(root, Folder):
-        raise UserError(f"--log tensorboard writes to folders only, and the root is {root.uri}; use wandb or mlflow")
-    if not names and isinstance(root, Folder) and importlib.util.find_spec("tensorboardX"):
-        names = ("tensorboard",)
-    makers: dict[str, Callable[[], tune.Callback]] = {
-        "tensorboard": lambda: TensorBoard(root, labels),
-        "wandb": lambda: _wandb(sweep),
-        "mlflow": lambda: _mlflow(sweep),
-    }
-    return [makers[name]() for name in names]
+        Raises:
+            UserError: a tracker is not installed, or cannot write to this root.
+
+        """
+        makers: dict[str, Callable[[], tune.Callback]] = {
+            "tensorboard": lambda: TensorBoard(self.root, self.labels),
+            "wandb": lambda: _wandb(self.sweep),
+            "mlflow": lambda: _mlflow(self.sweep),
+        }
+        return [makers[name]() for name in self._checked()]
+
+    def _checked(self) -> tuple[str, ...]:
+        in_folder = isinstance(self.root, Folder)
+        if not self.names:
+            return ("tensorboard",) if in_folder and importlib.util.find_spec("tensorboardX") else ()
+        if "none" in self.names:
+            return ()
+        for name in self.names:
+            if importlib.util.find_spec(PACKAGES[name]) is None:
+                raise UserError(f"--log {name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
+        if "tensorboard" in self.names and not in_folder:
+            raise UserError(f"--log tensorboard writes to folders, not to {self.root.uri}; use wandb or mlflow")
+        return self.names
 
 
 class TensorBoard(tune.Callback):
@@ -46,8 +61,10 @@ class TensorBoard(tune.Callback):
 
     def __init__(self, root: Root, labels: dict[str, str]) -> None:
         assert isinstance(root, Folder)
-        self.folder, self.labels = root.path, labels
+        self.root, self.folder, self.labels = root, root.path, labels
         self.writers: dict[str, Any] = {}
+        self.last: dict[str, int] = {}
+        """Updates of the last points written."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks and never restores them here."""
@@ -57,22 +74,28 @@ class TensorBoard(tune.Callback):
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """A point of a curve."""
-        run_id = trial.config["run_id"]
-        if "update" not in result:
-            return
-        try:
-            writer = self.writers.get(run_id) or self._open(run_id)
-            writer.add_scalar("held-out loss", result["loss"], result["update"])
-        except OSError:  # who watches must not disturb
-            return
+        if "update" in result and "loss_best" not in result:  # not the numbers of the end, which the row has
+            with suppress(OSError):  # who watches must not disturb
+                self._add(trial.config["run_id"], result["update"], result["loss"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The curve ends."""
-        self._close(trial.config["run_id"])
+        """The curve ends; points that were not reported, as they came too fast, are in the row."""
+        run_id = trial.config["run_id"]
+        with suppress(OSError):
+            row = results.read_row(self.root, run_id)
+            for point in (row and row["curve"]) or []:
+                if point["update"] > self.last.get(run_id, 0):
+                    self._add(run_id, point["update"], point["loss"])
+        self._close(run_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The curve breaks off."""
         self._close(trial.config["run_id"])
+
+    def _add(self, run_id: str, update: int, loss: float) -> None:
+        writer = self.writers.get(run_id) or self._open(run_id)
+        writer.add_scalar("held-out loss", loss, update)
+        self.last[run_id] = update
 
     def _open(self, run_id: str) -> Any:
         from tensorboardX import SummaryWriter  # optional, comes with ray[tune]
@@ -82,6 +105,7 @@ class TensorBoard(tune.Callback):
         return writer
 
     def _close(self, run_id: str) -> None:
+        self.last.pop(run_id, None)
         if writer := self.writers.pop(run_id, None):
             writer.close()
 

@@ -1,10 +1,7 @@
 """One run from spec to row: learning, repeating, diverging, sharing the work among processes."""
 
 import dataclasses
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +11,7 @@ import torch
 from scaling import cost, optimisation, plug, results, train as training
 from scaling.errors import Diverged
 from scaling.runs import open_store
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec, to_dict
+from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space, TrainSpec
 
 from conftest import make_columns, write_hdf5
 
@@ -127,41 +124,6 @@ def test_bf16_trains_with_the_scan_in_single_precision(data, kind):
     half = training.train(dataclasses.replace(spec, train=dataclasses.replace(spec.train, precision="bf16")), store).row
     assert half["loss"] == pytest.approx(full["loss"], rel=0.02)
     assert half["loss"] != full["loss"]
-
-
-SCRIPT = """
-import json, sys
-from pathlib import Path
-from scaling import train
-from scaling.runs import open_store
-from scaling.spec import from_dict
-spec = from_dict(json.loads(Path(sys.argv[1]).read_text()))
-row = train.train(spec, open_store(spec, Path(sys.argv[2]))).row
-import torch.distributed as dist
-if not dist.is_initialized() or dist.get_rank() == 0:
-    Path(sys.argv[3]).write_text(json.dumps({k: row[k] for k in ("curve", "processes", "exposures")}))
-if dist.is_initialized():
-    dist.destroy_process_group()
-"""
-
-
-@pytest.mark.parametrize("kind", ["mambadm", "decision_transformer"])
-def test_two_processes_give_the_losses_of_one(data, kind):
-    """Real data-parallel training over gloo, with a batch that does not divide evenly."""
-    spec, folder = of_kind(data[0], kind), data[1]
-    model = dataclasses.replace(spec.model, dropout=0.0)
-    spec = dataclasses.replace(spec, model=model, train=dataclasses.replace(spec.train, batch=7))
-    (folder / "run.py").write_text(SCRIPT)
-    (folder / "spec.json").write_text(json.dumps(to_dict(spec)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    arguments = [str(folder / name) for name in ("run.py", "spec.json")] + [str(folder), str(folder / "out.json")]
-    subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=120)
-    shared = json.loads((folder / "out.json").read_text())
-    alone = training.train(spec, open_store(spec, folder)).row
-    assert shared["processes"] == 2
-    assert shared["exposures"] == alone["exposures"]
-    for one, other in zip(shared["curve"], alone["curve"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
 def test_an_environment_of_another_shape_is_refused_before_training(data):

@@ -79,6 +79,7 @@ rm -rf "$home"
 exit "$code"
 '
 folder=$SLURM_SUBMIT_DIR/.scaling-ray-$SLURM_JOB_ID
+restart=${SLURM_RESTART_COUNT:-0}
 steps=()
 watcher='' keep_logs=yes
 
@@ -99,16 +100,16 @@ start_on() {
   address=$(address_of "$host")
   setsid srun --overlap --nodes=1 --ntasks=1 --nodelist="$host" --cpus-per-task="$cpus" \
     bash -c "$keep_ray" keep_ray --node-ip-address="$address" --num-cpus="$cpus" --num-gpus="$gpus" \
-    --object-store-memory=500000000 "$@" </dev/null >"$folder/$host.log" 2>&1 &
+    --object-store-memory=500000000 "$@" </dev/null >"$folder/$host-$restart.log" 2>&1 &
   steps+=($!)
 }
 
 await() {
   local host=$1 step=$2
-  until grep -qs 'Ray runtime started' "$folder/$host.log"; do
+  until grep -qs 'Ray runtime started' "$folder/$host-$restart.log"; do
     [[ -n $asked ]] && return
-    kill -0 "$step" 2>/dev/null || give_up "Ray did not start on $host; see $folder/$host.log"
-    ((SECONDS < start_seconds)) || give_up "$host did not join Ray within $start_seconds s; see $folder/$host.log"
+    kill -0 "$step" 2>/dev/null || give_up "Ray did not start on $host; see $folder/$host-$restart.log"
+    ((SECONDS < start_seconds)) || give_up "$host did not join Ray within $start_seconds s; see $folder/$host-$restart.log"
     sleep 0.5
   done
 }
@@ -129,7 +130,7 @@ watch_head() {
     rest=$!
     wait "$rest"
   done
-  say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}.log"
+  say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}-$restart.log"
   kill -USR1 $$
   sleep 60 &
   rest=$!
@@ -150,10 +151,9 @@ end_ray() {
   kill -KILL "${steps[@]}" 2>/dev/null
 }
 
-rm -rf "$folder"
 umask_before=$(umask)
 umask 077
-if ! mkdir "$folder" || ! head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$folder/token"; then
+if ! mkdir -p "$folder" || ! rm -f "$folder/token" || ! head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$folder/token"; then
   say "cannot write $folder, which all nodes must see; submit from a shared folder that is writable"
   exit 1
 fi
@@ -184,5 +184,6 @@ else
 fi
 end_ray
 rm -f "$folder/token"
-[[ -z $keep_logs ]] && rm -rf "$folder"
+[[ -z $keep_logs ]] && rm -f "$folder"/*-"$restart".log
+rmdir "$folder" 2>/dev/null
 leave

@@ -1,0 +1,68 @@
+"""Dropout by the window's place in the batch."""
+
+import itertools
+
+import pytest
+import torch
+
+from scaling.layers.attention import Attention
+from scaling.layers.dropout import Dropout, Share, take_share
+from scaling.spec import ModelSpec
+
+
+def test_without_shares_it_is_pytorchs():
+    x = torch.randn(6, 5, 4)
+    torch.manual_seed(0)
+    expected = torch.nn.functional.dropout(x, 0.3)
+    torch.manual_seed(0)
+    assert torch.equal(Dropout(0.3)(x), expected)
+
+
+def test_shares_put_together_are_the_whole_whatever_the_cut():
+    module, x = Dropout(0.3), torch.randn(7, 5, 4)
+    torch.manual_seed(0)
+    whole = module(x)
+    for cuts in ([0, 3, 7], [0, 1, 2, 7], [0, 7]):
+        parts = []
+        for begin, stop in itertools.pairwise(cuts):
+            torch.manual_seed(0)
+            take_share(module, Share(begin, stop, 7))
+            parts.append(module(x[begin:stop]))
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_rows_of_one_window_stay_together():
+    module, x = Dropout(0.5), torch.ones(6, 100)
+    torch.manual_seed(0)
+    whole = module(x)  # three windows of two rows each
+    torch.manual_seed(0)
+    module.share = Share(1, 3, 3)
+    assert torch.equal(module(x[2:]), whole[2:])
+
+
+@pytest.mark.parametrize("change", [lambda module: module.eval(), lambda module: setattr(module, "p", 0.0)])
+def test_nothing_is_dropped_or_drawn_when_it_is_off(change):
+    module, x = Dropout(0.5), torch.ones(4, 3)
+    module.share = Share(0, 4, 8)
+    change(module)
+    before = torch.get_rng_state()
+    assert torch.equal(module(x), x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_attention_in_shares_agrees_with_the_whole_in_value_and_gradient():
+    attention = Attention(ModelSpec(width=8, heads=2, dropout=0.4)).double()
+    u = torch.randn(5, 6, 8, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(0)
+    whole = attention(u)
+    whole.square().sum().backward()
+    expected, u.grad = u.grad.clone(), None
+    parts = []
+    for begin, stop in ((0, 2), (2, 5)):
+        torch.manual_seed(0)
+        take_share(attention, Share(begin, stop, 5))
+        parts.append(attention(u[begin:stop]))
+    shared = torch.cat(parts)
+    shared.square().sum().backward()
+    torch.testing.assert_close(shared, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(u.grad, expected, rtol=1e-12, atol=1e-12)
