@@ -105,11 +105,11 @@ start_on() {
 }
 
 await() {
-  local host=$1 step=$2
-  until grep -qs 'Ray runtime started' "$folder/$host-$restart.log"; do
+  local host=$1 step=$2 log=$folder/$1-$restart.log
+  until grep -qs 'Ray runtime started' "$log"; do
     [[ -n $asked ]] && return
-    kill -0 "$step" 2>/dev/null || give_up "Ray did not start on $host; see $folder/$host-$restart.log"
-    ((SECONDS < start_seconds)) || give_up "$host did not join Ray within $start_seconds s; see $folder/$host-$restart.log"
+    kill -0 "$step" 2>/dev/null || give_up "Ray did not start on $host; see $log"
+    ((SECONDS < start_seconds)) || give_up "$host did not join Ray within $start_seconds s; see $log"
     sleep 0.5
   done
 }
@@ -153,7 +153,8 @@ end_ray() {
 
 umask_before=$(umask)
 umask 077
-if ! mkdir -p "$folder" || ! rm -f "$folder/token" || ! head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$folder/token"; then
+if ! mkdir -p "$folder" || ! rm -f "$folder/token" ||
+  ! head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$folder/token"; then
   say "cannot write $folder, which all nodes must see; submit from a shared folder that is writable"
   exit 1
 fi
