@@ -138,7 +138,7 @@ def site(tmp_path_factory) -> Iterator[Slurm]:
     before = set(Path("/tmp").glob("ray.*"))
     with slurm(folder) as running:
         yield running
-    assert processes_of(folder) == {}
+    wait_for(lambda: processes_of(folder) == {}, 20, "no process left", lambda: str(processes_of(folder)))
     assert set(Path("/tmp").glob("ray.*")) <= before
 
 
@@ -245,7 +245,7 @@ def test_a_cancelled_sweep_leaves_whole_rows_and_no_process(site, tmp_path):
     site.ask("scancel", job)
     sweep.wait_for_end()
     assert site.state(job) == "CANCELLED"
-    assert processes_of(tmp_path) == {}
+    wait_for(lambda: processes_of(tmp_path) == {}, 20, "no process left", lambda: str(processes_of(tmp_path)))
     sweep.check(2, RUNS - 1)
 
 
