@@ -37,7 +37,7 @@ JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {more}
-KillWait=15
+KillWait=60
 SlurmdTimeout=6
 StateSaveLocation={run}/state
 SlurmdSpoolDir={run}/%n
