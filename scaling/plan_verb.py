@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,7 +14,19 @@ from scaling.progress import duration
 from scaling.root import open_root
 from scaling.run_verbs import CPUS, ROOT, THREADS
 from scaling.runs import identify, value_of
+from scaling.spec import RunSpec
 from scaling.verb_options import PATH
+
+if TYPE_CHECKING:  # optional extra: train
+    from scaling.cost import Cost
+
+COLUMNS = (
+    *("run", "kind", "width", "depth", "fraction", "draw", "seed"),
+    *("N", "D", "updates", "exposures", "C", "time", "row"),
+)
+
+MANY = 200
+"""Runs beyond which a drawn table takes longer than the plan."""
 
 ALWAYS_SHOWN = {"model.kind", "model.width", "model.depth", "data.fraction", "data.draw", "seed"}
 """Fields that have a column in the plan whether they vary or not."""
@@ -43,41 +55,15 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     rows = results.brief(open_root(root), list(runs.specs), ("status",))
     waiting = set(runs.specs) - set(rows)
     varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
-    table = Table(
-        "run",
-        "kind",
-        "width",
-        "depth",
-        "fraction",
-        "draw",
-        "seed",
-        *varying,
-        "N",
-        "D",
-        "updates",
-        "exposures",
-        "C",
-        "time",
-        "row",
-    )
-    for name, spec in runs.specs.items():
-        cost = costs[name]
-        model, data = spec.model, spec.data
-        fixed = [name[:8], model.kind, model.width, model.depth, f"{cost.share:.4g}", data.draw, spec.seed]
-        read = read_fields(spec)
-        fixed += [value_of(spec, field) if field in read else "" for field in varying]
-        sizes = [
-            f"{cost.parameters['N']:,}",
-            f"{cost.D:,}",
-            f"{'≤ ' if spec.train.budget == 'convergence' else ''}{cost.updates:,}",
-            f"{cost.exposures:.3g}",
-            f"{cost.C:.2e}",
-        ]
-        table.add_row(*map(str, fixed), *sizes, duration(seconds[name]), rows[name]["status"] if name in rows else "")
+    heads = (*COLUMNS[:7], *varying, *COLUMNS[7:])
+    lines = [
+        _line(name, spec, costs[name], varying, seconds[name], rows[name]["status"] if name in rows else "")
+        for name, spec in runs.specs.items()
+    ]
     console = Console(width=None if sys.stdout.isatty() else 160 + 16 * len(varying))
     if runs.sweep.question:
         console.print(f"Question: {runs.sweep.question}", highlight=False)
-    console.print(table)
+    _show(console, heads, lines)
     _show_confounding(console, costs)
     left = sum(seconds[name] for name in waiting)
     slots = max(1, (cpus or available_cpus()) // threads)
@@ -86,6 +72,36 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
         f"{len(runs.specs)} runs, C = {total:.2e} FLOPs in all; {len(waiting)} to do: about "
         f"{duration(left / min(slots, max(1, len(waiting))))} on this machine, {slots} at a time, without rollouts"
     )
+
+
+def _line(name: str, spec: RunSpec, cost: "Cost", varying: list[str], seconds: float, status: str) -> list[str]:
+    """One run, as the table shows it."""
+    model, data, read = spec.model, spec.data, read_fields(spec)
+    fixed = [name[:8], model.kind, model.width, model.depth, f"{cost.share:.4g}", data.draw, spec.seed]
+    fixed += [value_of(spec, field) if field in read else "" for field in varying]
+    return [
+        *map(str, fixed),
+        f"{cost.parameters['N']:,}",
+        f"{cost.D:,}",
+        f"{'≤ ' if spec.train.budget == 'convergence' else ''}{cost.updates:,}",
+        f"{cost.exposures:.3g}",
+        f"{cost.C:.2e}",
+        duration(seconds),
+        status,
+    ]
+
+
+def _show(console: Console, heads: tuple[str, ...], lines: list[list[str]]) -> None:
+    """A table, drawn where that is quick, in plain columns where it is long."""
+    if len(lines) <= MANY:
+        table = Table(*heads)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+    for line in (list(heads), *lines):
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _show_confounding(console: Console, costs: dict[str, Any]) -> None:

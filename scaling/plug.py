@@ -1,6 +1,7 @@
 """Find an extension by its file name."""
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from types import ModuleType
@@ -8,12 +9,14 @@ from types import ModuleType
 from scaling.errors import UserError
 
 
+@functools.cache
 def names(room: str) -> list[str]:
     """Names of all extensions in ``scaling/<room>/``, sorted."""
     package = importlib.import_module(f"scaling.{room}")
     return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
 
 
+@functools.cache
 def load(room: str, name: str) -> ModuleType:
     """The module ``scaling/<room>/<name>.py``.
 
