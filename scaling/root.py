@@ -4,6 +4,8 @@ runs                         a folder
 s3://bucket/studies          anything that pyarrow.fs knows; options such as endpoint_override follow a ?
 """
 
+import errno
+import functools
 import os
 import threading
 import time
@@ -17,8 +19,18 @@ from pyarrow import fs
 
 from scaling.errors import UserError
 
-TRIES = 5
-"""Of a request to an object store; the pauses between them double from half a second."""
+PATIENCE = 10.0
+"""Seconds after which a request to an object store that has trouble is not made again; the pauses between requests
+double from half a second. One request itself may take some 6 s, for which Arrow tries it over and over."""
+
+REFUSALS = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED": "the store refuses these credentials, or there are none",
+    "INVALID_ACCESS_KEY_ID": "the store does not know these credentials",
+    "INVALID_CLIENT_TOKEN_ID": "the store does not know these credentials",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is not the one of the access key",
+}
+"""Answers of S3 that do not change when asked again."""
 
 Result = TypeVar("Result")
 
@@ -95,14 +107,11 @@ class Folder:
 
 
 class Bucket:
-    """A prefix in an object store; a file is one object, put in one request."""
+    """A prefix in an object store; a file is one object, put in one request, or in parts that are joined at the end."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        try:
-            self.filesystem, self.prefix = fs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
-            raise UserError(f"--root {uri} cannot be used: {_line(error)}") from error
+        self.filesystem, self.prefix = _connect(uri)
 
     def read(self, path: str) -> bytes | None:
         """The content of a file, or nothing where there is none."""
@@ -115,16 +124,18 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
-        return _again(once)
+        return self._again(once)
 
     def write(self, path: str, content: bytes) -> None:
         """Put an object."""
 
         def once() -> None:
-            with self.filesystem.open_output_stream(f"{self.prefix}/{path}") as file:
+            # A stream that is closed after an error joins what it has, so all is given to it in one call that either
+            # takes it or not; parts that were lost in the background make closing fail, and nothing appears.
+            with self.filesystem.open_output_stream(f"{self.prefix}/{path}", compression=None) as file:
                 file.write(content)
 
-        _again(once)
+        self._again(once)
 
     def remove(self, path: str) -> None:
         """Remove an object if it is there."""
@@ -135,20 +146,67 @@ class Bucket:
             except FileNotFoundError:
                 return
 
-        _again(once)
+        self._again(once)
 
     def files(self, folder: str = "") -> dict[str, float]:
-        """Paths of the objects below a prefix, with the time of their last change."""
+        """Paths of the objects below a prefix, hidden ones left out, with the time of their last change."""
         place = f"{self.prefix}/{folder}" if folder else self.prefix
 
         def once() -> list[Any]:
-            found: list[Any] = self.filesystem.get_file_info(
-                fs.FileSelector(place, allow_not_found=True, recursive=True)
-            )
+            try:
+                found: list[Any] = self.filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+            except FileNotFoundError:
+                bucket = self.prefix.partition("/")[0]
+                if self.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
+                    raise FileNotFoundError(errno.ENOENT, f"there is no bucket {bucket}", self.uri) from None
+                return []
             return found
 
         skip = len(self.prefix) + 1
-        return {info.path[skip:]: info.mtime.timestamp() for info in _again(once) if info.type == fs.FileType.File}
+        times = {info.path[skip:]: info.mtime.timestamp() for info in self._again(once) if info.is_file}
+        return {path: changed for path, changed in times.items() if "/." not in f"/{path}"}
+
+    def _again(self, request: Callable[[], Result]) -> Result:
+        """The answer to a request, asked again while the store has trouble.
+
+        Raises:
+            OSError: the trouble lasts, or no asking helps.
+
+        """
+        begin, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return request()
+            except (PermissionError, FileNotFoundError):
+                raise
+            except OSError as error:
+                said = _line(error)
+                refusal = next((meaning for answer, meaning in REFUSALS.items() if answer in said), None)
+                if refusal or time.monotonic() - begin > PATIENCE:
+                    said = f"{refusal} ({said})" if refusal else said
+                    raise OSError(errno.EIO, said, self.uri) from error
+            time.sleep(pause)
+            pause *= 2
+
+
+@functools.cache
+def _connect(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path in it; made once per process, as S3 is asked for the bucket's region.
+
+    Raises:
+        UserError: there is no such file system.
+
+    """
+    # An object of S3 is put in one request, not in three, if opening it does not ask for anything.
+    asked = f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if uri.startswith("s3://") else uri
+    try:
+        filesystem, prefix = fs.FileSystem.from_uri(asked)
+    except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
+        raise UserError(f"--root {uri} cannot be used: {_line(error)}") from error
+    prefix = prefix.rstrip("/")
+    if not prefix:
+        raise UserError(f"--root {uri} cannot be used: it names no bucket, as s3://bucket/prefix does")
+    return filesystem, prefix
 
 
 def open_root(where: str | Path) -> Root:
@@ -160,6 +218,8 @@ def open_root(where: str | Path) -> Root:
     """
     if "://" not in str(where):
         return Folder(Path(where))
+    if _connect(str(where))[0].type_name == "local":
+        return Folder(Path(_connect(str(where))[1]))
     return Bucket(str(where))
 
 
@@ -188,20 +248,6 @@ def now(root: Root, folder: str = "") -> float:
     except OSError:
         return time.time()
     return dated
-
-
-def _again(request: Callable[[], Result]) -> Result:
-    """The answer to a request, asked again while the store has trouble."""
-    pause = 0.5
-    for _ in range(TRIES - 1):
-        try:
-            return request()
-        except PermissionError:
-            raise
-        except OSError:
-            time.sleep(pause)
-            pause *= 2
-    return request()
 
 
 def _line(error: BaseException) -> str:
