@@ -153,14 +153,11 @@ class Bucket:
         place = f"{self.prefix}/{folder}" if folder else self.prefix
 
         def once() -> list[Any]:
-            try:
+            try:  # to allow what is not found would allow buckets that do not exist
                 found: list[Any] = self.filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+                return found
             except FileNotFoundError:
-                bucket = self.prefix.partition("/")[0]
-                if self.filesystem.get_file_info(bucket).type == fs.FileType.NotFound:
-                    raise FileNotFoundError(errno.ENOENT, f"there is no bucket {bucket}", self.uri) from None
                 return []
-            return found
 
         skip = len(self.prefix) + 1
         times = {info.path[skip:]: info.mtime.timestamp() for info in self._again(once) if info.is_file}
@@ -182,7 +179,7 @@ class Bucket:
             except OSError as error:
                 said = _line(error)
                 refusal = next((meaning for answer, meaning in REFUSALS.items() if answer in said), None)
-                if refusal or time.monotonic() - begin > PATIENCE:
+                if refusal or time.monotonic() - begin + pause > PATIENCE:
                     said = f"{refusal} ({said})" if refusal else said
                     raise OSError(errno.EIO, said, self.uri) from error
             time.sleep(pause)
