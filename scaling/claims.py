@@ -92,7 +92,8 @@ class Claim:
                 time.sleep(random.SystemRandom().uniform(0.05, 0.2))  # so that two do not withdraw for ever
                 return False
             self.root.remove(path)
-        self._renewing.start()
+        if self._renewing.ident is None:
+            self._renewing.start()
         return True
 
     def _others(self) -> list[str]:

@@ -4,11 +4,14 @@ runs                         a folder
 s3://bucket/studies          anything that pyarrow.fs knows; options such as endpoint_override follow a ?
 """
 
+import errno
+import functools
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,8 +20,18 @@ from pyarrow import fs
 
 from scaling.errors import UserError
 
-TRIES = 5
-"""Of a request to an object store; the pauses between them double from half a second."""
+PATIENCE = 10.0
+"""Seconds after which a request to an object store that has trouble is not made again; the pauses between requests
+double from half a second. A store that says nothing is waited for some 3 s at a time."""
+
+REFUSALS = {
+    "NO_SUCH_BUCKET": "there is no such bucket",
+    "ACCESS_DENIED": "the store refuses these credentials, or there are none",
+    "INVALID_ACCESS_KEY_ID": "the store does not know these credentials",
+    "INVALID_CLIENT_TOKEN_ID": "the store does not know these credentials",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is not the one of the access key",
+}
+"""Answers of S3 that do not change when asked again."""
 
 Result = TypeVar("Result")
 
@@ -82,27 +95,25 @@ class Folder:
 
     def _walk(self, folder: Path, prefix: str, found: dict[str, float]) -> None:
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        self._walk(Path(entry.path), f"{prefix}{entry.name}/", found)
-                    else:
-                        found[prefix + entry.name] = entry.stat().st_mtime
-        except (FileNotFoundError, NotADirectoryError):  # gone in the meantime
+            entries = list(os.scandir(folder))
+        except (FileNotFoundError, NotADirectoryError):  # not there, or gone in the meantime
             return
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                self._walk(Path(entry.path), f"{prefix}{entry.name}/", found)
+                continue
+            with suppress(FileNotFoundError):  # gone in the meantime
+                found[prefix + entry.name] = entry.stat().st_mtime
 
 
 class Bucket:
-    """A prefix in an object store; a file is one object, put in one request."""
+    """A prefix in an object store; a file is one object, put in one request, or in parts that are joined at the end."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
-        try:
-            self.filesystem, self.prefix = fs.FileSystem.from_uri(uri)
-        except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
-            raise UserError(f"--root {uri} cannot be used: {_line(error)}") from error
+        self.filesystem, self.prefix = _connect(uri)
 
     def read(self, path: str) -> bytes | None:
         """The content of a file, or nothing where there is none."""
@@ -115,16 +126,18 @@ class Bucket:
             except FileNotFoundError:
                 return None
 
-        return _again(once)
+        return self._again(once)
 
     def write(self, path: str, content: bytes) -> None:
         """Put an object."""
 
         def once() -> None:
-            with self.filesystem.open_output_stream(f"{self.prefix}/{path}") as file:
+            # A stream that is closed after an error joins what it has, so all is given to it in one call that either
+            # takes it or not; parts that were lost in the background make closing fail, and nothing appears.
+            with self.filesystem.open_output_stream(f"{self.prefix}/{path}", compression=None) as file:
                 file.write(content)
 
-        _again(once)
+        self._again(once)
 
     def remove(self, path: str) -> None:
         """Remove an object if it is there."""
@@ -135,20 +148,72 @@ class Bucket:
             except FileNotFoundError:
                 return
 
-        _again(once)
+        self._again(once)
 
     def files(self, folder: str = "") -> dict[str, float]:
-        """Paths of the objects below a prefix, with the time of their last change."""
+        """Paths of the objects below a prefix, hidden ones left out, with the time of their last change."""
         place = f"{self.prefix}/{folder}" if folder else self.prefix
 
         def once() -> list[Any]:
-            found: list[Any] = self.filesystem.get_file_info(
-                fs.FileSelector(place, allow_not_found=True, recursive=True)
-            )
-            return found
+            try:  # to allow what is not found would allow buckets that do not exist
+                found: list[Any] = self.filesystem.get_file_info(fs.FileSelector(place, recursive=True))
+                return found
+            except FileNotFoundError:
+                return []
 
         skip = len(self.prefix) + 1
-        return {info.path[skip:]: info.mtime.timestamp() for info in _again(once) if info.type == fs.FileType.File}
+        times = {info.path[skip:]: info.mtime.timestamp() for info in self._again(once) if info.is_file}
+        return {path: changed for path, changed in times.items() if "/." not in f"/{path}"}
+
+    def _again(self, request: Callable[[], Result]) -> Result:
+        """The answer to a request, asked again while the store has trouble.
+
+        Raises:
+            OSError: the trouble lasts, or no asking helps.
+
+        """
+        begin, pause = time.monotonic(), 0.5
+        while True:
+            try:
+                return request()
+            except (PermissionError, FileNotFoundError):
+                raise
+            except OSError as error:
+                said = _line(error)
+                refusal = next((meaning for answer, meaning in REFUSALS.items() if answer in said), None)
+                if refusal or time.monotonic() - begin + pause > PATIENCE:
+                    said = f"{refusal} ({said})" if refusal else said
+                    raise OSError(errno.EIO, said, self.uri) from error
+            time.sleep(pause)
+            pause *= 2
+
+
+@functools.cache
+def _connect(uri: str) -> tuple[Any, str]:
+    """The file system of a URI and the path in it; made once per process, as S3 is asked for the bucket's region.
+
+    Raises:
+        UserError: there is no such file system.
+
+    """
+    try:
+        filesystem, prefix = fs.FileSystem.from_uri(uri)
+    except (pa.ArrowInvalid, OSError, NotImplementedError) as error:
+        raise UserError(f"--root {uri} cannot be used: {_line(error)}") from error
+    if filesystem.type_name == "s3":
+        filesystem = _patient(filesystem)
+    prefix = prefix.rstrip("/")
+    if not prefix:
+        raise UserError(f"--root {uri} cannot be used: it names no bucket, as s3://bucket/prefix does")
+    return filesystem, prefix
+
+
+def _patient(found: fs.S3FileSystem) -> fs.S3FileSystem:
+    """The same file system, which puts an object in one request, not in three, and asks twice, not thirty times."""
+    _, (options,) = found.__reduce__()
+    kept = {name: value for name, value in options.items() if value and value != -1.0 and name != "proxy_options"}
+    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=2)
+    return fs.S3FileSystem(**{**kept, "allow_delayed_open": True, "retry_strategy": strategy})
 
 
 def open_root(where: str | Path) -> Root:
@@ -160,6 +225,8 @@ def open_root(where: str | Path) -> Root:
     """
     if "://" not in str(where):
         return Folder(Path(where))
+    if _connect(str(where))[0].type_name == "local":
+        return Folder(Path(_connect(str(where))[1]))
     return Bucket(str(where))
 
 
@@ -188,20 +255,6 @@ def now(root: Root, folder: str = "") -> float:
     except OSError:
         return time.time()
     return dated
-
-
-def _again(request: Callable[[], Result]) -> Result:
-    """The answer to a request, asked again while the store has trouble."""
-    pause = 0.5
-    for _ in range(TRIES - 1):
-        try:
-            return request()
-        except PermissionError:
-            raise
-        except OSError:
-            time.sleep(pause)
-            pause *= 2
-    return request()
 
 
 def _line(error: BaseException) -> str:

@@ -59,7 +59,10 @@ with local_ray(1):
     sockets = set()
     for pid in kin:
         for fd in Path(f"/proc/{pid}/fd").iterdir():
-            target = os.readlink(fd)
+            try:
+                target = os.readlink(fd)
+            except FileNotFoundError:
+                continue
             if target.startswith("socket:["):
                 sockets.add(target[8:-1])
     heard = []
