@@ -208,7 +208,7 @@ def own_processes() -> Iterator[set[int]]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of drivers and clusters: one thread each, and all that Ray writes in a folder of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder), "SCALING_CACHE": str(folder / "cache")}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
 
 
 class Study:
@@ -343,6 +343,7 @@ def main(arguments: list[str]) -> int:
     generator = np.random.default_rng(options.seed)
     dues = harm.plan(generator, options.runs, kills, 0 if refusal else options.spells)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    os.environ["SCALING_CACHE"] = str(folder / "cache")
     try:
         with own_processes() as before, small_disk(folder / "root", wanted=not refusal):
             study = Study(folder, options.runs, options.updates, options.workers, say)

@@ -20,7 +20,7 @@ KILLS = {"trial": 9, "member": 0, "driver": 4, "interrupt": 2, "node": 5}
 """Kinds of disturbance that hit processes, and how often each is chosen when runs have one process."""
 TEAM_KILLS = {"trial": 5, "member": 6, "driver": 4, "interrupt": 2, "node": 3}
 """The same when they have several."""
-SPELLS = {"full disk": FullDisk, "read-only": ReadOnly}
+SPELLS: dict[str, Callable[[Path], Spell]] = {"full disk": FullDisk, "read-only": ReadOnly}
 SPELL_SECONDS = (3.0, 9.0)
 PAUSE = (0.3, 3.0)
 """Between two disturbances, where no row need be waited for."""
