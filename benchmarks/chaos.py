@@ -33,8 +33,6 @@ from scaling import grid, results
 from scaling.root import open_root
 from scaling.runs import identify
 
-AT_A_TIME = 3
-"""Runs that the cluster has room for, one per node."""
 SHAPES = 4
 """Combinations of widths and fractions; each is run with every seed."""
 HANG = 420.0
@@ -223,10 +221,10 @@ class Study:
         self.violations: list[str] = []
         self.seconds: dict[str, float] = {}
 
-    def undisturbed(self, cpus: int) -> Rows:
+    def undisturbed(self, *resources: object) -> Rows:
         """The rows as they should be."""
         begin, root = time.monotonic(), self.folder / "undisturbed"
-        more = ("--cpus", cpus, "--workers", self.workers, "--log", "none")
+        more = (*resources, "--workers", self.workers, "--log", "none")
         driver = Driver(
             command(self.sweep, root, *more), self.folder, self.folder / "undisturbed.log", self.environment
         )
@@ -268,10 +266,10 @@ class Study:
 
 def chaos(study: Study, dues: list[harm.Due], before: set[int]) -> dict[str, Any]:
     """All of it on a cluster; what happened."""
-    expected = study.undisturbed(cpus=2 * study.workers)
+    expected = study.undisturbed("--cpus", 2 * study.workers)
     study.say(f"{len(expected)} undisturbed rows after {study.seconds['undisturbed']:.0f} s")
     study.judge_processes(lambda pid, _: pid not in before)
-    cluster = SmallCluster(study.workers * AT_A_TIME // 3, study.environment, study.folder / "cluster.log")
+    cluster = SmallCluster(study.workers, study.environment, study.folder / "cluster.log")
     try:
         harming, driver = study.disturbed(dues, cluster)
         study.judge_processes(lambda pid, title: pid not in before and at_work(pid, title))

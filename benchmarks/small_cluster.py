@@ -54,6 +54,9 @@ class SmallCluster:
             self._process.wait(60.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        finally:
+            assert self._process.stdout is not None
+            self._process.stdout.close()
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
