@@ -28,7 +28,7 @@ import numpy as np
 from benchmarks import harm, mounts, processes
 from benchmarks.driving import Driver
 from benchmarks.harm import Harm, Scene
-from benchmarks.small_cluster import SmallCluster
+from benchmarks.small_cluster import LOOPBACK, SmallCluster
 from scaling import grid, results
 from scaling.root import open_root
 from scaling.runs import identify
@@ -240,8 +240,9 @@ class Study:
         """Have it done amid disturbances."""
         begin, address = time.monotonic(), cluster.address if cluster else "local"
         resources = ("--address", address, "--workers", self.workers, "--retries", 50, "--checkpoint-every", 1, *more)
+        environment = {**self.environment, **(LOOPBACK if cluster else {})}
         driver = Driver(
-            command(self.sweep, self.root, *resources), self.folder, self.folder / "driver.log", self.environment
+            command(self.sweep, self.root, *resources), self.folder, self.folder / "driver.log", environment
         )
         watch, harming = Watch(self.root), Harm(Scene(self.root, driver, cluster), dues)
         try:
@@ -266,7 +267,7 @@ class Study:
 
 def chaos(study: Study, dues: list[harm.Due], before: set[int]) -> dict[str, Any]:
     """All of it on a cluster; what happened."""
-    expected = study.undisturbed("--cpus", 2 * study.workers)
+    expected = study.undisturbed("--cpus", 3 * study.workers)
     study.say(f"{len(expected)} undisturbed rows after {study.seconds['undisturbed']:.0f} s")
     study.judge_processes(lambda pid, _: pid not in before)
     cluster = SmallCluster(study.workers, study.environment, study.folder / "cluster.log")

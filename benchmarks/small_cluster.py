@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 WORKER_NODES = 2
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Has Ray bind every port to the loopback address, and look for the cluster's there."""
 
 
 class SmallCluster:
@@ -34,7 +36,7 @@ class SmallCluster:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                env=environment,
+                env={**environment, **LOOPBACK},
                 text=True,
             )
         self.address = self._answer()
@@ -70,9 +72,6 @@ def main(arguments: list[str]) -> None:
     """Be the cluster."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # Ray may print what it likes
-    from ray._private import ray_constants
-
-    ray_constants.ENABLE_RAY_CLUSTER = False  # then every port is bound to the loopback address
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": int(arguments[0]), "include_dashboard": False}
