@@ -1,9 +1,13 @@
 """Callbacks that let others watch a sweep: TensorBoard, Weights & Biases, MLflow. Nothing is read back from them."""
 
 import importlib.util
+import math
+import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -14,6 +18,9 @@ from scaling.root import Folder, Root
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}
 """The trackers, and the package that each needs."""
+
+FLUSH = 30.0
+"""Seconds for which points of a curve may wait in memory."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,12 @@ class Wanted:
 
 
 class TensorBoard(tune.Callback):
-    """Writes each run's curve beside its row."""
+    """Writes each run's curve beside its row; where a file makes trouble, the curve goes on in another one."""
 
     def __init__(self, root: Root, labels: dict[str, str]) -> None:
         assert isinstance(root, Folder)
         self.root, self.folder, self.labels = root, root.path, labels
-        self.writers: dict[str, Any] = {}
+        self.curves: dict[str, _Curve] = {}
         self.last: dict[str, int] = {}
         """Updates of the last points written."""
 
@@ -93,21 +100,56 @@ class TensorBoard(tune.Callback):
         self._close(trial.config["run_id"])
 
     def _add(self, run_id: str, update: int, loss: float) -> None:
-        writer = self.writers.get(run_id) or self._open(run_id)
-        writer.add_scalar("held-out loss", loss, update)
+        if run_id not in self.curves:
+            self.curves[run_id] = _Curve(self.folder / run_id, self.labels[run_id])
+        try:
+            self.curves[run_id].add(update, loss)
+        except OSError:
+            self._close(run_id)
+            raise
         self.last[run_id] = update
-
-    def _open(self, run_id: str) -> Any:
-        from tensorboardX import SummaryWriter  # optional, comes with ray[tune]
-
-        writer = self.writers[run_id] = SummaryWriter(str(self.folder / run_id), filename_suffix=".scaling")
-        writer.add_text("run", self.labels[run_id])
-        return writer
 
     def _close(self, run_id: str) -> None:
         self.last.pop(run_id, None)
-        if writer := self.writers.pop(run_id, None):
-            writer.close()
+        if curve := self.curves.pop(run_id, None):
+            with suppress(OSError):
+                curve.close()
+
+
+class _Curve:
+    """A file of TensorBoard's, written here and now.
+
+    The usual SummaryWriter leaves that to a thread, whose death by a full disk nobody notices until its queue is full,
+    and then whoever adds a point waits for ever.
+    """
+
+    def __init__(self, folder: Path, label: str) -> None:
+        from tensorboardX.record_writer import RecordWriter  # optional, comes with ray[tune]
+        from tensorboardX.summary import text
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = RecordWriter(str(folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.scaling"))
+        self._flushed = -math.inf
+        self._write(file_version="brain.Event:2")
+        self._write(summary=text("run", label))
+
+    def add(self, update: int, loss: float) -> None:
+        """Write a point."""
+        from tensorboardX.summary import scalar
+
+        self._write(step=update, summary=scalar("held-out loss", loss))
+        if time.monotonic() - self._flushed > FLUSH:
+            self._file.flush()
+            self._flushed = time.monotonic()
+
+    def _write(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._file.write(Event(wall_time=time.time(), **content).SerializeToString())
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._file.close()
 
 
 def _wandb(sweep: str) -> tune.Callback:
