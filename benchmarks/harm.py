@@ -16,9 +16,9 @@ from benchmarks.driving import Driver
 from benchmarks.mounts import FullDisk, ReadOnly, Spell
 from benchmarks.small_cluster import SmallCluster
 
-KILLS = {"trial": 9, "member": 0, "driver": 4, "interrupt": 2, "node": 5}
+KILLS = {"trial": 8, "desk": 1, "member": 0, "driver": 4, "interrupt": 2, "node": 5}
 """Kinds of disturbance that hit processes, and how often each is chosen when runs have one process."""
-TEAM_KILLS = {"trial": 5, "member": 6, "driver": 4, "interrupt": 2, "node": 3}
+TEAM_KILLS = {"trial": 5, "desk": 1, "member": 5, "driver": 4, "interrupt": 2, "node": 3}
 """The same when they have several."""
 SPELLS: dict[str, Callable[[Path], Spell]] = {"full disk": FullDisk, "read-only": ReadOnly}
 SPELL_SECONDS = (3.0, 9.0)
@@ -164,10 +164,13 @@ def _hit_trial(scene: Scene, draw: int) -> str | None:
     return f"process {chosen['pid']} of run {chosen['run']}, at update {chosen.get('update', 0)}"
 
 
-def _hit_member(scene: Scene, draw: int) -> str | None:
-    members = [pid for pid, title in processes.descendants().items() if title.startswith("ray::_Member")]
-    pid = _one_of(sorted(members), draw)
-    return f"process {pid}" if pid is not None and processes.kill(pid) else None
+def _hit_actor(name: str) -> Callable[[Scene, int], str | None]:
+    def hit(scene: Scene, draw: int) -> str | None:
+        found = [pid for pid, title in processes.descendants().items() if title.startswith(f"ray::{name}")]
+        pid = _one_of(sorted(found), draw)
+        return f"process {pid}" if pid is not None and processes.kill(pid) else None
+
+    return hit
 
 
 def _hit_driver(scene: Scene, draw: int) -> str | None:
@@ -188,7 +191,8 @@ def _one_of(found: list[Any], draw: int) -> Any:
 
 HITS: dict[str, Callable[[Scene, int], str | None]] = {
     "trial": _hit_trial,
-    "member": _hit_member,
+    "desk": _hit_actor("_Desk"),
+    "member": _hit_actor("_Member"),
     "driver": _hit_driver,
     "interrupt": _interrupt_driver,
     "node": _hit_node,

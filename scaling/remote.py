@@ -31,7 +31,7 @@ def run(
 
     """
     with running_ray(resources.address):
-        desk = ray.remote(num_cpus=0)(sweep.Desk).remote()
+        desk = sweep.open_desk()
         driver = ray.remote(num_cpus=0, max_retries=0)(_drive).remote(work, orders, resources, watching, desk)
         rows = _Rows(work.root, list(orders))
         while not ray.wait([driver], timeout=LOOK)[0]:

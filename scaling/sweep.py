@@ -21,6 +21,7 @@ import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scaling import results
 from scaling.attempt import Alone, Order, Team, attempt, failure
@@ -66,7 +67,8 @@ def run(
 
     """
     with _ray(resources):
-        drive(work, orders, resources, watcher, callbacks, interrupts, ray.remote(num_cpus=0)(Desk).remote())
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        drive(work, orders, resources, watcher, callbacks, interrupts, open_desk(here))
 
 
 def drive(
@@ -157,6 +159,15 @@ class Desk:
         return self.stopped
 
 
+def open_desk(place: Any = "DEFAULT") -> Any:
+    """A desk that is there again when its process or machine is lost; best not on a machine that comes and goes.
+
+    Runs take a desk that is gone for the end of the driver, so without another one they would all stop, for ever.
+    """
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Desk)
+    return actor.options(scheduling_strategy=place).remote()
+
+
 _teams: dict[tuple[int, int, float], Team] = {}
 """The team of this worker process, kept from trial to trial."""
 
@@ -177,7 +188,7 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
     def stopping() -> bool:
         try:
             return bool(ray.get(desk.is_stopped.remote(), timeout=5.0))
-        except ray.exceptions.GetTimeoutError:
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.ActorUnavailableError):
             return False
         except ray.exceptions.RayError:  # the driver is gone
             return True

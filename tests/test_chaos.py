@@ -15,7 +15,7 @@ from benchmarks import chaos, harm, mounts, processes
 from benchmarks.harm import Done
 
 RUNS, UPDATES = 8, 150
-KILLS = {"trial": 3, "driver": 1}
+KILLS = {"trial": 2, "desk": 1, "driver": 1}
 
 
 @dataclass
@@ -88,7 +88,7 @@ def test_disturbances_are_spread_over_the_rows_and_of_the_kinds_asked_for():
     kills = harm.shared_out(30, harm.KILLS)
     assert sum(kills.values()) == 30
     assert kills["member"] == 0
-    assert min(count for kind, count in kills.items() if kind != "member") > 1
+    assert min(count for kind, count in kills.items() if kind != "member") >= 1
     dues = harm.plan(np.random.default_rng(0), 40, kills, 2)
     assert dues == harm.plan(np.random.default_rng(0), 40, kills, 2)
     assert len(dues) == 34
