@@ -191,7 +191,7 @@ def _one_of(found: list[Any], draw: int) -> Any:
 
 HITS: dict[str, Callable[[Scene, int], str | None]] = {
     "trial": _hit_trial,
-    "desk": _hit_actor("_Desk"),
+    "desk": _hit_actor("Desk"),
     "member": _hit_actor("_Member"),
     "driver": _hit_driver,
     "interrupt": _interrupt_driver,
