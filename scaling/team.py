@@ -11,6 +11,8 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any
 
 import ray
@@ -28,6 +30,8 @@ from scaling.training import Report, silent
 
 GRACE = 10.0
 """Seconds in which the death of a member is known everywhere."""
+LOOK = 0.2
+"""Seconds between two looks at those who are to join a team."""
 
 SIOCGIFADDR = 0x8915
 
@@ -78,8 +82,7 @@ class Together:
             member.join.remote(host, store.port, rank, self.size) for rank, member in enumerate(self.members, start=1)
         ]
         try:
-            _join(store, 0, self.size)
-            ray.get(joining)
+            _all(_begin(lambda: _join(store, 0, self.size)), joining)
         except (ray.exceptions.RayError, RuntimeError) as error:
             self._part()
             raise TeamBroken(f"the {self.size} processes of a run could not be brought together: {error}") from error
@@ -119,6 +122,32 @@ class Together:
     def _end(self) -> None:
         for member in self.members:
             ray.kill(member)
+
+
+def _begin(action: Callable[[], None]) -> Future[None]:
+    """Do something in a thread that nobody need wait for."""
+    future: Future[None] = Future()
+
+    def act() -> None:
+        try:
+            action()
+            future.set_result(None)
+        except BaseException as error:  # noqa: BLE001 - told to whoever asks
+            future.set_exception(error)
+
+    threading.Thread(target=act, daemon=True).start()
+    return future
+
+
+def _all(own: Future[None], others: list[Any]) -> None:
+    """Wait for this process and the other members; the first failure is raised, whoever still waits for that one."""
+    while not own.done():
+        ready, _ = ray.wait(others, num_returns=len(others), timeout=LOOK)
+        ray.get(ready)
+        if len(ready) == len(others):
+            wait([own], timeout=LOOK)
+    own.result()
+    ray.get(others)
 
 
 class _Member:
