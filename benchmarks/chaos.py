@@ -103,7 +103,7 @@ class Watch:
         return len(there)
 
 
-def disturb(driver: Driver, harm: Harm, watch: Watch, say: Callable[[str], None]) -> list[str]:
+def disturb(driver: Driver, harming: Harm, watch: Watch, say: Callable[[str], None]) -> list[str]:
     """Do what is due while the driver works, and see it through; what was wrong meanwhile."""
     rows, new = 0, time.monotonic()
     try:
@@ -113,11 +113,11 @@ def disturb(driver: Driver, harm: Harm, watch: Watch, say: Callable[[str], None]
                 rows, new = now_there, time.monotonic()
             if time.monotonic() - new > HANG:
                 return [f"no run ended for {HANG:g} s, with {rows} done"]
-            if done := harm.step(rows):
+            if done := harming.step(rows):
                 say(f"{done.seconds:7.1f} s, {rows:3d} rows: {done.kind}, {done.what}")
             time.sleep(0.1)
     finally:
-        harm.end()
+        harming.end()
         watch.look()
     code = driver.exits[-1]
     return [f"the driver ended with exit code {code}"] if code else []
@@ -240,10 +240,8 @@ class Study:
         """Have it done amid disturbances."""
         begin, address = time.monotonic(), cluster.address if cluster else "local"
         resources = ("--address", address, "--workers", self.workers, "--retries", 50, "--checkpoint-every", 1, *more)
-        environment = {**self.environment, **(LOOPBACK if cluster else {})}
-        driver = Driver(
-            command(self.sweep, self.root, *resources), self.folder, self.folder / "driver.log", environment
-        )
+        own = {**self.environment, **(LOOPBACK if cluster else {})}
+        driver = Driver(command(self.sweep, self.root, *resources), self.folder, self.folder / "driver.log", own)
         watch, harming = Watch(self.root), Harm(Scene(self.root, driver, cluster), dues)
         try:
             self.violations += disturb(driver, harming, watch, self.say)
