@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,6 +52,16 @@ def read(root: Root, path: str) -> Said | None:
 def is_dead(said: Said) -> bool:
     """Whether the process that made the claim is known to be gone: it was of this machine, and is no more."""
     return said.get("machine") == _machine() and _started(said.get("pid", 0)) != said.get("started")
+
+
+def tidy(root: Root, ended: Collection[str]) -> None:
+    """Remove void claims on runs that have ended: of processes killed when the row was there, and the claim still."""
+    left = {path: changed for path, changed in root.files().items() if is_claim(path) and run_of(path) in ended}
+    present = now(root) if left else 0.0
+    for path, changed in left.items():
+        said = read(root, path)
+        if said is None or is_dead(said) or present - changed > STALE:
+            root.remove(path)
 
 
 class Claim:

@@ -1,5 +1,6 @@
 """The verbs that have a sweep done and watch over it: ``run``, ``status``, ``retry`` and ``collect``."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -157,6 +158,8 @@ def _todo(before: Standing, only: str) -> dict[str, str | None]:
 def _summary(runs: Runs, root: Root, given_up: str | None, no_wait: bool) -> int:
     """Say how the sweep stands; the exit code that fits."""
     found = standing.look(root, list(runs.specs))
+    with suppress(OSError):  # they do no harm
+        claims.tidy(root, {*found.done, *found.failed})
     best = "" if found.best is None else f", best loss {found.best:.4f}"
     click.echo(f"{runs.sweep.name}: {len(found.done)} of {len(runs.specs)} runs done{best}")
     _say_failed(found)

@@ -130,3 +130,18 @@ def test_who_was_silent_for_too_long_learns_that_the_run_is_lost(root, monkeypat
         while not claim.lost and time.monotonic() < deadline:
             time.sleep(0.1)
         assert claim.lost
+
+
+def test_void_claims_on_runs_that_have_ended_are_removed_and_no_others(root, tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with Claim(root, "a") as claim:
+        assert claim.take()
+        said = claims.read(root, claim.path)
+        for path in ("a/claim-dead.json", "b/claim-dead.json"):
+            root.write(path, json.dumps({**said, "pid": gone.pid}).encode())
+        root.write("a/claim-old.json", json.dumps({**said, "machine": "another"}).encode())
+        os.utime(tmp_path / "a" / "claim-old.json", (0, 0))
+        claims.tidy(root, {"a"})
+        assert held(tmp_path) == [claim.path.partition("/")[2]]
+    assert (tmp_path / "b" / "claim-dead.json").exists()
