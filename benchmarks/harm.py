@@ -36,8 +36,8 @@ class Due:
     rows: int
     """How many runs must be done before."""
     pause: float
-    """Seconds after the disturbance before it, and for every other one after the last of those rows too: half hit the
-    moment at which a run ends, half any other."""
+    """Seconds after the disturbance before it, and for half of them after the last of those rows too: these hit any
+    moment, the others often that at which a run ends."""
     draw: int
     """Decides whom it hits, or how long it lasts."""
 
@@ -97,24 +97,23 @@ class Harm:
         self.scene, self.dues = scene, list(dues)
         self.done: list[Done] = []
         self._begin = self._last = time.monotonic()
-        self._rows, self._changed = 0, self._begin
+        self._ready: float | None = None
         self._spell: Spell | None = None
         self._until = 0.0
 
     def step(self, rows: int) -> Done | None:
         """Do what is due now that so many rows are there; what was done, if anything was."""
         now = time.monotonic()
-        if rows != self._rows:
-            self._rows, self._changed = rows, now
         if self._spell is not None:
             self._hold(now)
-        elif self.dues and self._is_time(self.dues[0], now):
+        elif self.dues and rows >= self.dues[0].rows and self._is_time(self.dues[0], now):
             return self._do(self.dues[0], rows)
         return None
 
     def _is_time(self, due: Due, now: float) -> bool:
-        since = max(self._last, self._changed) if due.draw % 2 else self._last
-        return self._rows >= due.rows and now - since >= due.pause
+        self._ready = self._ready or now
+        since = max(self._last, self._ready) if due.draw % 2 else self._last
+        return now - since >= due.pause
 
     def _hold(self, now: float) -> None:
         assert self._spell is not None
@@ -138,6 +137,7 @@ class Harm:
             return None
         self._last = time.monotonic()
         self.dues.pop(0)
+        self._ready = None
         self.done.append(Done(round(self._last - self._begin, 1), due.kind, what, rows))
         return self.done[-1]
 
