@@ -1,6 +1,7 @@
 """Hand the unfinished runs of a sweep to Ray Tune; the truth about each is its row in the root."""
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -210,7 +211,7 @@ class _Queue(Searcher):
     def __init__(self, work: Work, orders: dict[str, Order], interrupts: Asking, desk: Any) -> None:
         super().__init__()
         self.work, self.orders, self.interrupts, self.desk = work, orders, interrupts, desk
-        self.stopped = False
+        self.stopped, self.told = False, -math.inf
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Queue":
         """Tune copies its settings; there is but one queue."""
@@ -231,8 +232,9 @@ class _Queue(Searcher):
     def listen(self) -> None:
         """Tell the runs when they are to stop."""
         self.interrupts.keep_listening()
-        if (self.interrupts.asked or self.work.given_up) and not self.stopped:
-            self.stopped = True
+        self.stopped = self.stopped or self.interrupts.asked or self.work.given_up is not None
+        if self.stopped and time.monotonic() - self.told > 1.0:  # again, as the desk may be a new one
+            self.told = time.monotonic()
             self.desk.stop.remote()
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

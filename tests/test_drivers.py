@@ -136,7 +136,7 @@ def test_tensorboard_gets_the_whole_curve_once(tmp_path):
         steps += [event.step for value in event.summary.value if value.tag == "held-out_loss"]
         content = content[12 + size + 4 :]
     assert steps == [20, 30, 40]
-    assert callback.writers == {}
+    assert callback.curves == {}
 
 
 @pytest.mark.parametrize(
