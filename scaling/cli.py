@@ -1,24 +1,39 @@
 """The command line: one verb per step, each reading what the verb before it left on disk."""
 
+import importlib
 from typing import Any
 
 import click
 
 from scaling import __version__
-from scaling.data_verbs import data_group
-from scaling.decision_verbs import DECISION_VERBS
 from scaling.errors import UserError
-from scaling.fit_verbs import FIT_VERBS
-from scaling.plan_verb import plan_verb
-from scaling.return_verbs import RETURN_VERBS
-from scaling.run_verbs import INTERRUPTED, RUN_VERBS
+from scaling.exit_codes import INTERRUPTED, USER_ERROR
 
-USER_ERROR = 2
-"""Exit code for input that cannot be used."""
+VERBS = {
+    "plan": "plan_verb",
+    **dict.fromkeys(("run", "status", "retry", "collect"), "run_verbs"),
+    **dict.fromkeys(("fit", "select"), "fit_verbs"),
+    **dict.fromkeys(("answer", "next", "power", "report"), "decision_verbs"),
+    "returns": "return_verbs",
+    "data": "data_verbs",
+}
+"""The verbs in the order of a study, and the module of each; imported when it is called, as some take seconds."""
 
 
 class Verbs(click.Group):
     """Turns a user's mistake into one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb by its name."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"scaling.{VERBS[cmd_name]}")
+        verb: click.Command = getattr(module, f"{cmd_name}_verb")
+        return verb
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
@@ -49,10 +64,6 @@ def main() -> None:
       table --select--> laws that survive --answer--> a verdict --report--> one HTML page
     A table may also be any CSV or Parquet file of your own: --column N=params --column D=tokens.
     """  # noqa: D301 - click wants the character itself
-
-
-for verb in (plan_verb, *RUN_VERBS, *FIT_VERBS, *DECISION_VERBS, *RETURN_VERBS, data_group):
-    main.add_command(verb)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from scaling.arguments import PATH
 from scaling.collect_verb import collect_verb
 from scaling.errors import UserError
-from scaling.verb_options import PATH
 
 
 @click.group("data")
-def data_group() -> None:
+def data_verb() -> None:
     """Look at a dataset, check it, convert it, or make one.
 
     PATH is a D4RL HDF5 file, a folder or name of a Minari dataset, a folder of DQN Replay logs, a pickle of the
@@ -26,7 +26,7 @@ STEP_LIMIT = click.option(
 )
 
 
-@data_group.command("inspect")
+@data_verb.command("inspect")
 @click.argument("path")
 @STEP_LIMIT
 @click.option("--figure", type=PATH, help="Where the figure goes.  [default: results/NAME.inspect.png]")
@@ -47,7 +47,7 @@ def inspect_verb(path: str, step_limit: int | None, figure: Path | None) -> None
     click.echo(f"figure -> {place}")
 
 
-@data_group.command("convert")
+@data_verb.command("convert")
 @click.argument("source")
 @click.argument("target")
 @STEP_LIMIT
@@ -60,7 +60,7 @@ def convert_verb(source: str, target: str, step_limit: int | None) -> None:
     click.echo(f"{len(store.rewards):,} transitions, {len(store.lengths):,} episodes -> {place}")
 
 
-@data_group.command("verify")
+@data_verb.command("verify")
 @click.argument("path")
 @STEP_LIMIT
 def verify_verb(path: str, step_limit: int | None) -> None:
@@ -78,7 +78,7 @@ def verify_verb(path: str, step_limit: int | None) -> None:
     )
 
 
-data_group.add_command(collect_verb)
+data_verb.add_command(collect_verb)
 
 
 def _name(path: str) -> str:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table as Listing
 
 from scaling import answer as answers, design, fit as fits, nulls, power as powers, study
+from scaling.arguments import PATH, options
 from scaling.costs import Costs
 from scaling.errors import UserError
 from scaling.law import Law
@@ -22,10 +23,8 @@ from scaling.verb_options import (
     JSON,
     LAW,
     MARGIN,
-    PATH,
     TABLE_OPTIONS,
     Positive,
-    options,
     pairs,
     write_json,
 )
@@ -285,6 +284,3 @@ def report_verb(
     reports.write(looked_at, out, title=table.stem, figures_folder=figures)
     click.echo(answers.in_words(looked_at.answer))
     click.echo(f"report -> {out}")
-
-
-DECISION_VERBS = (answer_verb, next_verb, power_verb, report_verb)

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table as Listing
 
 from scaling import fit as fits, intervals, selection, study
+from scaling.arguments import PATH, options
 from scaling.errors import UserError
 from scaling.flags import explain
 from scaling.objective import Objective
 from scaling.table import Table, read
-from scaling.verb_options import FIT_OPTIONS, JSON, PATH, TABLE_OPTIONS, options, write_json
+from scaling.verb_options import FIT_OPTIONS, JSON, TABLE_OPTIONS, write_json
 
 
 @click.command("fit")
@@ -127,6 +128,3 @@ def select_verb(
     shown.print(listing)
     shown.print(selection.in_words(found), highlight=False, markup=False)
     write_json(json_path, selection.to_json(found))
-
-
-FIT_VERBS = (fit_verb, select_verb)

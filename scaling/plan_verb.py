@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling import grid, results
+from scaling.arguments import PATH
 from scaling.identity import read_fields
 from scaling.progress import duration
 from scaling.root import open_root
 from scaling.run_verbs import CPUS, ROOT, THREADS
 from scaling.runs import identify, value_of
 from scaling.spec import RunSpec
-from scaling.verb_options import PATH
 
 if TYPE_CHECKING:  # optional extra: train
     from scaling.cost import Cost

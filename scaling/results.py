@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,8 @@ def brief(root: Root, run_ids: list[str], names: tuple[str, ...]) -> dict[str, d
 
     def read(source: pa.BufferReader, path: str) -> pa.Table:
         try:
-            return pq.read_table(source, columns=wanted, partitioning=None, use_threads=False)
+            with pq.ParquetFile(source) as file:
+                return file.read(columns=wanted, use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"{path}: not a readable Parquet file; remove it, and the run is done again") from error
 
@@ -170,16 +171,18 @@ def brief(root: Root, run_ids: list[str], names: tuple[str, ...]) -> dict[str, d
 
 
 def read_all(root: Root, paths: list[str], read: Callable[[pa.BufferReader, str], pa.Table]) -> list[pa.Table]:
-    """The tables among these files of a root that exist, several read at a time."""
-
-    def one(path: str) -> pa.Table | None:
-        content = root.read(path)
-        return None if content is None else read(pa.BufferReader(content), f"{root.uri}/{path}")
-
-    if len(paths) == 1:
-        return [table for table in map(one, paths) if table is not None]
-    with ThreadPoolExecutor(READERS) as pool:
-        return [table for table in pool.map(one, paths) if table is not None]
+    """The tables among these files of a root that exist; from an object store, several are fetched at a time."""
+    contents: Iterable[bytes | None]
+    if isinstance(root, Folder) or len(paths) == 1:
+        contents = map(root.read, paths)
+    else:
+        with ThreadPoolExecutor(READERS) as pool:
+            contents = list(pool.map(root.read, paths))
+    return [
+        read(pa.BufferReader(content), f"{root.uri}/{path}")
+        for path, content in zip(paths, contents, strict=True)
+        if content is not None
+    ]
 
 
 def read_table(source: Path | pa.BufferReader, path: Path | str | None = None) -> pa.Table:

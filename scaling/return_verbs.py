@@ -12,13 +12,14 @@ from rich.table import Table as Listing
 
 from scaling import agreement as agreements, comparison as comparisons, episodes, link as links, outcomes as returned
 from scaling.agreement import Agreement
+from scaling.arguments import PATH, options
 from scaling.comparison import Comparison
 from scaling.errors import UserError
 from scaling.link import Link
 from scaling.outcomes import Outcomes
 from scaling.robust import DRAWS, LEVEL, Estimate
 from scaling.table import read
-from scaling.verb_options import JSON, PATH, TABLE_OPTIONS, options, write_json
+from scaling.verb_options import JSON, TABLE_OPTIONS, write_json
 
 WIDTH = 150
 """Characters a line may have where no terminal says otherwise."""
@@ -179,6 +180,3 @@ def _link(found: Link) -> dict[str, Any]:
         "loss_error": found.points.x_error,
         "refits": len(found.refits),
     }
-
-
-RETURN_VERBS = (returns_verb,)

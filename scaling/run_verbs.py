@@ -6,17 +6,15 @@ from pathlib import Path
 import click
 
 from scaling import claims, episodes, grid, manifest, results, standing, tuning
+from scaling.arguments import PATH, options
 from scaling.errors import UserError
+from scaling.exit_codes import FAILED_RUNS, INTERRUPTED
 from scaling.interrupts import Interrupts
 from scaling.manifest import Known
 from scaling.progress import duration
 from scaling.root import Root, open_root
 from scaling.runs import Runs, identify
 from scaling.standing import Standing, Working
-from scaling.verb_options import PATH, options
-
-INTERRUPTED, FAILED_RUNS = 75, 1
-"""Exit codes beside 0, all done: work is left (EX_TEMPFAIL); some runs failed."""
 
 ROOT = click.option(
     "--root",
@@ -139,7 +137,11 @@ def run_verb(
                 trackers=trackers,
                 wait=not no_wait,
             )
-            given_up = launch(runs, place, todo, digest, settings, interrupts)
+            try:
+                given_up = launch(runs, place, todo, digest, settings, interrupts)
+            except OSError as error:
+                click.echo(f"interrupted by trouble with {error.filename or place.uri}: {error.strerror or error}")
+                raise click.exceptions.Exit(INTERRUPTED) from error
     code = _summary(runs, place, given_up, no_wait)
     if manifest.digest_of(sweep) != digest:
         click.echo(f"{sweep} has changed meanwhile; what is new in it was not run, the same command goes on")
@@ -284,6 +286,3 @@ def collect_verb(sweep: Path, root: str, out: Path | None, mixed_code: bool) -> 
     click.echo(f"{table.num_rows} of {len(runs.specs)} runs -> {out}")
     if played.num_rows:
         click.echo(f"{played.num_rows:,} episodes -> {episodes.beside(out)}")
-
-
-RUN_VERBS = (run_verb, status_verb, retry_verb, collect_verb)

@@ -84,8 +84,9 @@ def _group(known: Known) -> str:
 
 def look(root: Root, run_ids: list[str]) -> Standing:
     """How the runs stand at this moment."""
-    rows = results.brief(root, run_ids, COLUMNS)
-    running, stale = _claimed(root, set(run_ids))
+    files = root.files()
+    rows = results.brief(root, [name for name in run_ids if results.row_path(name) in files], COLUMNS)
+    running, stale = _claimed(root, files, set(run_ids))
     return Standing(
         done={name: rows[name] for name in run_ids if name in rows and rows[name]["status"] == results.DONE},
         failed={name: rows[name] for name in run_ids if name in rows and rows[name]["status"] == results.FAILED},
@@ -99,13 +100,13 @@ def _is_done(row: dict[str, Any] | None) -> bool:
     return row is not None and row["status"] == results.DONE
 
 
-def _claimed(root: Root, run_ids: set[str]) -> tuple[dict[str, Working], dict[str, Working]]:
+def _claimed(root: Root, files: dict[str, float], run_ids: set[str]) -> tuple[dict[str, Working], dict[str, Working]]:
     """Runs with a live claim, and with none but void ones."""
     live: dict[str, Working] = {}
     void: dict[str, Working] = {}
-    files = {path: changed for path, changed in root.files().items() if claims.is_claim(path)}
-    present = now(root) if files else 0.0
-    for path, changed in files.items():
+    claimed = {path: changed for path, changed in files.items() if claims.is_claim(path)}
+    present = now(root) if claimed else 0.0
+    for path, changed in claimed.items():
         name, said = claims.run_of(path), claims.read(root, path)
         if name not in run_ids or said is None:
             continue

@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ import numpy as np
 from scaling import intervals
 from scaling.errors import UserError
 from scaling.objective import DELTA, KINDS, LOG_HUBER
-
-PATH = click.Path(path_type=Path, dir_okay=False)
 
 
 class Positive(click.FloatRange):
@@ -94,17 +91,6 @@ MARGIN = click.option(
     type=Positive(),
     help="Change of log loss that counts as nothing.  [default: one standard deviation of a run]",
 )
-
-
-def options(*several: Callable) -> Callable:
-    """Several options at once, in the order given."""
-
-    def decorate(function: Callable) -> Callable:
-        for option in reversed(several):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 def write_json(path: Path | None, values: dict[str, Any]) -> None:
