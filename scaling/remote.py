@@ -9,6 +9,7 @@ import ray
 
 from scaling import results, sweep
 from scaling.attempt import Order
+from scaling.desk import open_desk
 from scaling.driver import Resources, Watcher
 from scaling.local_ray import running_ray
 from scaling.root import Root
@@ -31,7 +32,7 @@ def run(
 
     """
     with running_ray(resources.address):
-        desk = sweep.open_desk()
+        desk = open_desk()
         driver = ray.remote(num_cpus=0, max_retries=0)(_drive).remote(work, orders, resources, watching, desk)
         rows = _Rows(work.root, list(orders))
         while not ray.wait([driver], timeout=LOOK)[0]:

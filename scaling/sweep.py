@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scaling import results
 from scaling.attempt import Alone, Order, Team, attempt, failure
+from scaling.desk import open_desk
 from scaling.driver import LOCAL, Resources, Watcher, available_cpus
 from scaling.errors import UserError
 from scaling.local_ray import local_ray, running_ray
@@ -143,30 +144,6 @@ def _slots(resources: Resources) -> int:
 def _room(node: dict[str, float], threads: int, gpus: float) -> int:
     by_cores = int(node.get("CPU", 0) // threads)
     return min(by_cores, int(node.get("GPU", 0) / gpus + 1e-9)) if gpus else by_cores
-
-
-class Desk:
-    """Where runs ask whether to stop."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-
-    def stop(self) -> None:
-        """From now on, yes."""
-        self.stopped = True
-
-    def is_stopped(self) -> bool:
-        """Whether to stop."""
-        return self.stopped
-
-
-def open_desk(place: Any = "DEFAULT") -> Any:
-    """A desk that is there again when its process or machine is lost; best not on a machine that comes and goes.
-
-    Runs take a desk that is gone for the end of the driver, so without another one they would all stop, for ever.
-    """
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Desk)
-    return actor.options(scheduling_strategy=place).remote()
 
 
 _teams: dict[tuple[int, int, float], Team] = {}
