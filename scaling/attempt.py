@@ -19,14 +19,11 @@ from scaling.errors import Diverged, Interrupted, TeamBroken, UserError
 from scaling.root import Root, open_root
 from scaling.runs import open_store
 from scaling.spec import from_dict
-from scaling.train import Outcome, identity, train
+from scaling.train import Outcome, forget_company, identity, train
 from scaling.training import Report
 
 PATIENCE = 900.0
 """Seconds for which a row waits for a full disk or a store that does not answer, before the attempt is given up."""
-
-LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Variables from which Accelerate concludes that it is one of several processes."""
 
 Result = TypeVar("Result")
 
@@ -91,8 +88,7 @@ class Alone:
 
     def train(self, job: Job, report: Report, keeper: Keeper) -> Outcome:
         """The outcome of the run; what a launcher may have left in the environment would promise it company."""
-        for name in LAUNCHERS:
-            os.environ.pop(name, None)
+        forget_company()
         return job.train(report, keeper)
 
 
@@ -118,10 +114,14 @@ def attempt(order: Order, team: Team, report: Report, stopping: Callable[[], boo
             claim.tell(update=update, loss=loss)
             report(update, loss)
 
+        stop.ask()
+        if stop.asked:  # before the run was begun
+            return False
         try:
             if _persist(lambda: _has_ended(root, order) or not claim.take() or _has_ended(root, order), claim, stop):
                 return False
-            outcome = _train(order, root, team, told, _Keeper(root, order, claim, stop))
+            state = _persist(lambda: _saved(root, order), claim, stop)
+            outcome = _train(order, root, team, told, _Keeper(root, order, claim, stop), state)
             _finish(root, order, outcome, claim, stop)
         except Interrupted:
             return False
@@ -133,19 +133,25 @@ def _has_ended(root: Root, order: Order) -> bool:
     return row is not None and not (row["status"] == results.FAILED and row["finished"] == order.replaces)
 
 
-def _train(order: Order, root: Root, team: Team, report: Report, keeper: "_Keeper") -> Outcome:
+def _saved(root: Root, order: Order) -> State | None:
+    """The state from which the run goes on, if there is one."""
+    content = root.read(checkpoint.path_of(order.run_id))
+    return checkpoint.unpack(order.run_id, content) if content else None
+
+
+def _train(order: Order, root: Root, team: Team, report: Report, keeper: "_Keeper", state: State | None) -> Outcome:
     """The outcome, with ever smaller parts of a batch while memory does not suffice; a failed one for errors inside."""
     micro_batches = 1
     while True:
-        saved = root.read(checkpoint.path_of(order.run_id))
-        state = checkpoint.unpack(order.run_id, saved) if saved else None
         try:
             return team.train(Job(order=order, micro_batches=micro_batches, state=state), report, keeper)
         except (Interrupted, TeamBroken):
             raise
         except (Diverged, UserError) as error:
             return failure(order, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the row says it and the sweep goes on
+        except Exception as error:
+            if is_of_process(error):
+                raise
             share = -(-order.spec["train"]["batch"] // team.size)
             if not is_out_of_memory(error) or micro_batches >= share:
                 return failure(order, _reason(error))
@@ -155,7 +161,13 @@ def _train(order: Order, root: Root, team: Team, report: Report, keeper: "_Keepe
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a tensor found no room."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    said = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in said)
+
+
+def is_of_process(error: BaseException) -> bool:
+    """Whether an error leaves the process unfit for any run, as a fault on a GPU does."""
+    return "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
 def _reason(error: BaseException) -> str:
@@ -168,13 +180,19 @@ def failure(order: Order, reason: str) -> Outcome:
     return Outcome({**identity(from_dict(order.spec), order.digest), "status": results.FAILED, "error": reason}, [])
 
 
+def give_up(order: Order, reason: str) -> None:
+    """Leave a failed row for a run whose processes died, unless it has ended or somebody else is at it."""
+    root = open_root(order.root)
+    with Claim(root, order.run_id) as claim:
+        if claim.take() and not _has_ended(root, order):
+            results.write_row(root, failure(order, reason).row)
+
+
 def _finish(root: Root, order: Order, outcome: Outcome, claim: Claim, stop: "_Stop") -> None:
     """Leave the rows, the run's own last, since it says that all is there; then drop the checkpoint."""
-    if claim.lost and _has_ended(root, order):
-        return
     if outcome.episodes:
         _persist(lambda: episodes.write(root, order.run_id, outcome.episodes), claim, stop)
-    _persist(lambda: results.write_row(root, outcome.row), claim, stop)
+    _persist(lambda: None if _has_ended(root, order) else results.write_row(root, outcome.row), claim, stop)
     if not order.keep_checkpoint:
         with suppress(OSError):  # the row is there, and nobody looks at a checkpoint beside a row
             root.remove(checkpoint.path_of(order.run_id))
@@ -191,7 +209,9 @@ def _persist(action: Callable[[], Result], claim: Claim, stop: "_Stop") -> Resul
     begin, pause = time.monotonic(), 0.5
     while True:
         try:
-            return action()
+            result = action()
+            claim.tell(trouble=None)
+            return result
         except OSError as error:
             claim.tell(trouble=f"the root cannot be read or written: {error.strerror or error}")
             stop.ask()

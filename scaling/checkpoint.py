@@ -3,6 +3,7 @@
 They are read without unpickling objects, so a checkpoint that somebody else wrote can be wrong but runs nothing.
 """
 
+import hashlib
 import io
 import pickle
 import zipfile
@@ -11,6 +12,9 @@ from typing import Any, Protocol
 import torch
 
 from scaling import provenance
+
+SUM = hashlib.sha256().digest_size
+"""Bytes in front that tell whether the rest is whole."""
 
 State = dict[str, Any]
 """Tensors and plain values by name."""
@@ -51,11 +55,15 @@ def pack(run_id: str, state: State) -> bytes:
     """The state as bytes, marked with the run and the code that made it."""
     buffer = io.BytesIO()
     torch.save({**_origin(run_id), "state": state}, buffer)
-    return buffer.getvalue()
+    content = buffer.getvalue()
+    return hashlib.sha256(content).digest() + content
 
 
 def unpack(run_id: str, content: bytes) -> State | None:
     """The state, or nothing where the bytes are damaged, of another run, or made by other code or packages."""
+    sum_, content = content[:SUM], content[SUM:]
+    if hashlib.sha256(content).digest() != sum_:
+        return None
     try:
         found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
@@ -68,4 +76,4 @@ def unpack(run_id: str, content: bytes) -> State | None:
 
 
 def _origin(run_id: str) -> dict[str, Any]:
-    return {"run_id": run_id, "git_commit": provenance.git_commit(), "versions": provenance.versions()}
+    return {"run_id": run_id, "code": provenance.code(), "versions": provenance.versions()}

@@ -25,6 +25,9 @@ BEAT = 10.0
 STALE = 60.0
 """Seconds without renewal after which a claim is void."""
 
+BASE = ("started",)
+"""What a claim says even where it is nothing."""
+
 Said = dict[str, Any]
 """What a claim tells about the work: who, where, since when, how far."""
 
@@ -51,7 +54,8 @@ def read(root: Root, path: str) -> Said | None:
 
 def is_dead(said: Said) -> bool:
     """Whether the process that made the claim is known to be gone: it was of this machine, and is no more."""
-    return said.get("machine") == _machine() and _started(said.get("pid", 0)) != said.get("started")
+    here = bool(_machine()) and said.get("machine") == _machine()
+    return here and _started(said.get("pid", 0)) != said.get("started")
 
 
 def tidy(root: Root, ended: Collection[str]) -> None:
@@ -111,17 +115,15 @@ class Claim:
 
     def _is_live(self, path: str) -> bool:
         said = read(self.root, path)
-        if said is None or is_dead(said):
-            return False
         times = self.root.files(self.run_id)
-        if path not in times:
+        if said is None or is_dead(said) or path not in times:
             return False
         present = times.get(self.path) or now(self.root, self.run_id)
         return present - times[path] < STALE
 
     def tell(self, **more: Any) -> None:
-        """Say more with the next renewal."""
-        self.said = {**self.said, **more}
+        """Say more with the next renewal; what is nothing is no longer said."""
+        self.said = {name: value for name, value in {**self.said, **more}.items() if value is not None or name in BASE}
 
     def _write(self) -> None:
         self.root.write(self.path, json.dumps({**self.said, "time": time.time()}).encode())
@@ -135,11 +137,10 @@ class Claim:
 
     def _beat(self, renewed: float) -> float:
         try:
-            if time.monotonic() - renewed > STALE and self.path not in self.root.files(self.run_id):
-                self.lost = True
-            else:
+            if self.path in self.root.files(self.run_id):
                 self._write()
                 return time.monotonic()
+            self.lost = True
         except OSError:  # a full disk or a store that does not answer; the work goes on
             pass
         return renewed

@@ -6,17 +6,14 @@ from typing import Protocol
 
 from scaling.attempt import Order
 from scaling.building import cache_folder
-from scaling.cost import Cost
 from scaling.manifest import Known, Manifest
+from scaling.plan import Costs
 from scaling.root import Root
 from scaling.runs import Runs
 from scaling.spec import to_dict
 
 LOCAL, NO_RAY, CLIENT = "local", "none", "ray://"
 """Addresses: a Ray of this machine alone, no Ray, and the beginning of those that are reached through Ray's client."""
-
-Costs = dict[str, Cost]
-"""Cost of each run by run_id."""
 
 Replaces = dict[str, str | None]
 """The runs to be done, with the time on the failed row that is to be replaced, or nothing where there is none."""

@@ -41,13 +41,9 @@ class HeldOut:
         self.pieces = np.array_split(tiles, max(1, -(-len(tiles) // size)))
         self.transitions = len(self.windows)
 
-    def loss(self, model: nn.Module) -> float:
-        """The loss of ``model`` without dropout."""
-        return float(self.summed(model)) / self.transitions
-
     @torch.no_grad()
     def summed(self, model: nn.Module, part: int = 0, parts: int = 1) -> Float[Tensor, ""]:
-        """The loss added over transitions, or one of several parts of the sum, in double precision.
+        """The loss without dropout, added over transitions, or one of several parts of the sum, in double precision.
 
         Windows are gathered batch by batch, as pictures fill a memory.
         """

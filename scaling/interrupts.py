@@ -6,7 +6,7 @@ Slurm sends SIGTERM when it preempts or cancels, and SIGUSR1 ahead of a time lim
 import signal
 from types import FrameType, TracebackType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Interrupts:

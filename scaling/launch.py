@@ -35,6 +35,8 @@ class Settings:
     trackers: tuple[str, ...]
     wait: bool
     """Stay while others hold the last runs."""
+    is_sound: bool
+    """Whether a run of the sweep was done before."""
 
 
 def launch(
@@ -55,12 +57,13 @@ def launch(
 
     """
     _check(settings)
+    _check_batches(runs, settings.resources.workers)
     costs = plan.plan(runs)
     check_writable(root)
     seconds = plan.estimate_seconds(runs, costs, budget=0.2)
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
-    work = Work(root, list(orders), replaces, settings.wait)
+    work = Work(root, list(orders), replaces, settings.wait, settings.is_sound)
     todo = {name: seconds[name] for name in orders}
     updates = {name: costs[name].updates for name in orders}
     with SweepProgress(Console(stderr=True), todo, updates, len(runs.specs) - len(todo)) as shown:
@@ -90,12 +93,20 @@ def _with_ray(
         sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
 
 
+def _check_batches(runs: Runs, workers: int) -> None:
+    smallest = min(spec.train.batch for spec in runs.specs.values())
+    if workers > smallest:
+        raise UserError(f"--workers {workers} cannot share a train.batch of {smallest}; use fewer workers")
+
+
 def _check(settings: Settings) -> None:
     """Refuse what could never start."""
     wanted = settings.resources
     if wanted.address == NO_RAY:
         if wanted.workers > 1:
             raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")
+        if set(settings.trackers) - {"none"}:
+            raise UserError(f"--log {settings.trackers[0]} needs Ray; use --address local")
         return
     cpus = wanted.cpus or (available_cpus() if wanted.address == LOCAL else None)
     if cpus is not None and wanted.threads * wanted.workers > cpus:

@@ -12,13 +12,13 @@ from pathlib import Path
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs of its own a process sees none
 
 import ray
+from ray._common.utils import get_ray_address_file
 from ray._private import ray_constants
 
 from scaling.errors import UserError
 
 DEADLINE = 30.0
 """Seconds in which a running Ray must answer."""
-CURRENT = Path("/tmp/ray/ray_current_cluster")
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def running_ray(address: str) -> Iterator[None]:
         UserError: nothing answers there, or it refuses.
 
     """
-    place = address if address != "auto" else os.environ.get("RAY_ADDRESS") or _current()
+    place = _current() if address == "auto" else address
     _probe(place)
     with _quiet():
         _connect(place)
@@ -56,9 +56,25 @@ def running_ray(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextmanager
+def told_when_lost() -> Iterator[None]:
+    """Turns the loss of Ray into trouble that passes.
+
+    Raises:
+        ConnectionError: Ray is gone, or what it ran for us.
+
+    """
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise ConnectionError(f"Ray was lost: {_first_line(error)}") from error
+
+
 def _current() -> str:
     try:
-        return CURRENT.read_text().strip()
+        return Path(get_ray_address_file(None)).read_text().strip()
     except OSError as error:
         raise UserError(
             "--address auto finds no Ray on this machine; start one with 'ray start --head', or use --address local"

@@ -1,6 +1,7 @@
 """Where a row came from: code, packages, hardware."""
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -24,6 +25,15 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None
+
+
+@functools.cache
+def code() -> str:
+    """Names the content of the package's sources."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 @functools.cache

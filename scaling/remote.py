@@ -11,7 +11,7 @@ from scaling import results, sweep
 from scaling.attempt import Order
 from scaling.desk import open_desk
 from scaling.driver import Resources, Watcher
-from scaling.local_ray import running_ray
+from scaling.local_ray import running_ray, told_when_lost
 from scaling.root import Root
 from scaling.trackers import Wanted
 from scaling.work import LOOK, Work
@@ -40,10 +40,8 @@ def run(
             if interrupts.asked:
                 desk.stop.remote()
             rows.tell(watcher)
-        try:
+        with told_when_lost():
             work.given_up = ray.get(driver)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
         rows.tell(watcher)
 
 
@@ -55,7 +53,10 @@ class _Rows:
         self.before = root.files()
 
     def tell(self, watcher: Watcher) -> None:
-        now = self.root.files()
+        try:
+            now = self.root.files()
+        except OSError:  # looked at again
+            return
         for path, name in self.paths.items():
             if now.get(path) != self.before.get(path):
                 row = results.brief(self.root, [name], ("loss_best",)).get(name)

@@ -106,7 +106,7 @@ def run_verb(
     only: str,
     no_wait: bool,
 ) -> None:
-    """Run what SWEEP still lacks, or what failed. A run that has its row is never run again.
+    """Run what SWEEP still lacks, or what failed. A run that was done is never run again.
 
     Any number of these may work on one root. Ctrl-C saves the state of every run and stops, twice stops at once;
     SIGTERM and SIGUSR1 are a first Ctrl-C. The same command goes on. Exit code 0: all done; 1: some runs failed;
@@ -115,7 +115,8 @@ def run_verb(
     with Interrupts() as interrupts:
         digest = manifest.digest_of(sweep)
         runs, place = identify(grid.read(sweep)), open_root(root)
-        todo = _todo(standing.look(place, list(runs.specs)), only)
+        before = standing.look(place, list(runs.specs))
+        todo = _todo(before, only)
         given_up = None
         if todo:
             from scaling.driver import Habits, Resources  # optional extra: train
@@ -136,13 +137,14 @@ def run_verb(
                 ),
                 trackers=trackers,
                 wait=not no_wait,
+                is_sound=bool(before.done),
             )
             try:
                 given_up = launch(runs, place, todo, digest, settings, interrupts)
             except OSError as error:
                 click.echo(f"interrupted by trouble with {error.filename or place.uri}: {error.strerror or error}")
                 raise click.exceptions.Exit(INTERRUPTED) from error
-    code = _summary(runs, place, given_up, no_wait)
+    code = _summary(runs, place, given_up, no_wait, only)
     if manifest.digest_of(sweep) != digest:
         click.echo(f"{sweep} has changed meanwhile; what is new in it was not run, the same command goes on")
         code = code or INTERRUPTED
@@ -157,7 +159,7 @@ def _todo(before: Standing, only: str) -> dict[str, str | None]:
     return dict.fromkeys(before.left)
 
 
-def _summary(runs: Runs, root: Root, given_up: str | None, no_wait: bool) -> int:
+def _summary(runs: Runs, root: Root, given_up: str | None, no_wait: bool, only: str) -> int:
     """Say how the sweep stands; the exit code that fits."""
     found = standing.look(root, list(runs.specs))
     with suppress(OSError):  # they do no harm
@@ -171,7 +173,7 @@ def _summary(runs: Runs, root: Root, given_up: str | None, no_wait: bool) -> int
     if no_wait and found.left and len(found.running) == len(found.left):
         click.echo(f"{len(found.running)} runs are under way elsewhere")
         return 0
-    if found.left:
+    if found.left and only != "failed":
         click.echo(f"{len(found.left)} runs left; the same command goes on")
         return INTERRUPTED
     return FAILED_RUNS if found.failed else 0
@@ -251,9 +253,10 @@ def retry_verb(sweep: Path, run_ids: tuple[str, ...], root: str) -> None:
         if not any(name.startswith(wanted) for name in failed):
             raise UserError(f"no failed run begins with {wanted!r}; failed are: {', '.join(failed) or 'none'}")
     chosen = [name for name in failed if not run_ids or name.startswith(run_ids)]
-    for name in chosen:
+    now_failed = standing.look(place, chosen).failed  # another driver may have done one meanwhile
+    for name in now_failed:
         place.remove(results.row_path(name))
-    click.echo(f"{len(chosen)} failed runs forgotten; 'scaling run {sweep}' does them again")
+    click.echo(f"{len(now_failed)} failed runs forgotten; 'scaling run {sweep}' does them again")
 
 
 @click.command("collect")

@@ -43,7 +43,7 @@ class Standing:
 
     @property
     def left(self) -> list[str]:
-        """Runs without a row."""
+        """Runs that are not done and did not fail, or are being done again."""
         return [*self.running, *self.stale, *self.waiting]
 
     @property
@@ -85,8 +85,10 @@ def _group(known: Known) -> str:
 def look(root: Root, run_ids: list[str]) -> Standing:
     """How the runs stand at this moment."""
     files = root.files()
-    rows = results.brief(root, [name for name in run_ids if results.row_path(name) in files], COLUMNS)
     running, stale = _claimed(root, files, set(run_ids))
+    claimed = {claims.run_of(path) for path in files if claims.is_claim(path)}  # may have its row by now
+    there = [name for name in run_ids if results.row_path(name) in files or name in claimed]
+    rows = results.brief(root, there, COLUMNS)
     return Standing(
         done={name: rows[name] for name in run_ids if name in rows and rows[name]["status"] == results.DONE},
         failed={name: rows[name] for name in run_ids if name in rows and rows[name]["status"] == results.FAILED},

@@ -25,11 +25,11 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scaling import results
-from scaling.attempt import Alone, Order, Team, attempt, failure
+from scaling.attempt import Alone, Order, Team, attempt, give_up
 from scaling.desk import open_desk
 from scaling.driver import LOCAL, Resources, Watcher, available_cpus
 from scaling.errors import UserError
-from scaling.local_ray import local_ray, running_ray
+from scaling.local_ray import local_ray, running_ray, told_when_lost
 from scaling.root import open_root
 from scaling.team import Together
 from scaling.work import Work
@@ -103,12 +103,14 @@ def drive(
             name="sweep",
             storage_path=storage,
             verbose=0,
+            stop=_End(queue),
             failure_config=tune.FailureConfig(max_failures=resources.retries),
             callbacks=[_Callback(queue, watcher, resources.retries), *callbacks],
         ),
     )
     try:
-        tuner.fit()
+        with told_when_lost():
+            tuner.fit()
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -189,6 +191,8 @@ class _Queue(Searcher):
         super().__init__()
         self.work, self.orders, self.interrupts, self.desk = work, orders, interrupts, desk
         self.stopped, self.told = False, -math.inf
+        self.is_busy = True
+        """Whether runs are under way, as far as that matters once they are to stop."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Queue":
         """Tune copies its settings; there is but one queue."""
@@ -221,6 +225,37 @@ class _Queue(Searcher):
         """Nothing to save: what is done is in the root."""
 
 
+class _End(tune.Stopper):
+    """Ends the sweep when it is to stop and nothing runs any more, though runs may wait for room."""
+
+    def __init__(self, queue: _Queue) -> None:
+        self.queue = queue
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_End":
+        """Tune copies its settings; there is but one queue."""
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles its settings for a restoration that is never asked for."""
+        return tune.stopper.NoopStopper, ()
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No run is ended from here: it ends by itself when it has saved its state."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end."""
+        return self.queue.stopped and not self.queue.is_busy
+
+
+def _reason(trial: Any, attempts: int) -> str:
+    """Why a run has come to nothing, as Tune knows it."""
+    cause = getattr(trial.get_pickled_error(), "cause", None)
+    if isinstance(cause, Exception):
+        return f"{attempts} attempts failed: {type(cause).__name__}: {' '.join(str(cause).split())}"
+    return f"the worker process died {attempts} times; out of memory or killed"
+
+
 class _Callback(TrialProgressCallback):
     """Passes Tune's events on, and turns a worker's death into a failed row.
 
@@ -238,6 +273,8 @@ class _Callback(TrialProgressCallback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Several times a second."""
         self._queue.listen()
+        if self._queue.stopped:
+            self._queue.is_busy = any(trial.status == trial.RUNNING for trial in trials)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -251,13 +288,10 @@ class _Callback(TrialProgressCallback):
         self._came_back(trial.config["run_id"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The worker died on every attempt."""
+        """Every attempt ended with an error around the run, such as the death of its process."""
         order = self._queue.orders[trial.config["run_id"]]
         with suppress(OSError):  # without a row the run is offered again
-            root = open_root(order.root)
-            if results.read_row(root, order.run_id) is None:
-                said = f"the worker process died {self._retries + 1} times; out of memory or killed"
-                results.write_row(root, failure(order, said).row)
+            give_up(order, _reason(trial, self._retries + 1))
         self._came_back(order.run_id)
 
     def _came_back(self, run_id: str) -> None:

@@ -42,6 +42,8 @@ class Together:
     def __init__(self, size: int, threads: int, gpus: float) -> None:
         self.size, self.threads, self.gpus = size, threads, gpus
         self.members: list[Any] = []
+        self.failure: ray.exceptions.RayError | None = None
+        """The first of a member at the run under way."""
 
     def train(self, job: Job, report: Report, keeper: Keeper) -> Outcome:
         """The outcome of the run.
@@ -53,19 +55,21 @@ class Together:
         """
         if not self.members:
             self._gather()
+        self.failure = None
         told = ray.put(job)
         working = [member.train.remote(told) for member in self.members]
         watch = threading.Thread(target=self._watch, args=(working,), daemon=True)
         watch.start()
         try:
             outcome = job.train(report, keeper)
-            ray.get(working, timeout=GRACE)
         except BaseException as error:
             reason = error if isinstance(error, Interrupted | Diverged | UserError) else self._first(working, error)
             self._part()
             if reason is error:
                 raise
             raise reason from error
+        if len(ray.wait(working, num_returns=len(working), timeout=GRACE)[0]) < len(working):
+            self._part()  # somebody dawdles; the outcome is there
         return outcome
 
     def _gather(self) -> None:
@@ -77,10 +81,8 @@ class Together:
             for bundle in range(1, self.size)
         ]
         host = ray.util.get_node_ip_address()
-        store = TCPStore(host, 0, self.size, is_master=True, wait_for_workers=False)
-        joining = [
-            member.join.remote(host, store.port, rank, self.size) for rank, member in enumerate(self.members, start=1)
-        ]
+        store, port = _store(host, self.size)
+        joining = [member.join.remote(host, port, rank, self.size) for rank, member in enumerate(self.members, start=1)]
         try:
             _all(_begin(lambda: _join(store, 0, self.size)), joining)
         except (ray.exceptions.RayError, RuntimeError) as error:
@@ -94,7 +96,8 @@ class Together:
             done, left = ray.wait(left)
             try:
                 ray.get(done)
-            except Exception:  # noqa: BLE001 - told by whoever waits for the outcome
+            except ray.exceptions.RayError as error:
+                self.failure = error
                 self._end()
                 return
 
@@ -102,14 +105,20 @@ class Together:
         """What went wrong in the member that failed, if one did; else the error of this process."""
         if is_out_of_memory(error):
             return error
-        done, _ = ray.wait(working, num_returns=1, timeout=GRACE)
-        for member in done:
+        ray.wait(working, num_returns=len(working), timeout=GRACE)
+        failures = [self.failure] if self.failure else []
+        for member in ray.wait(working, num_returns=len(working), timeout=0)[0]:
             try:
                 ray.get(member)
-            except ray.exceptions.RayTaskError as failed:
-                return failed.cause
             except ray.exceptions.RayError as failed:
-                return TeamBroken(f"a process of the run died: {failed}")
+                failures.append(failed)
+        told = [failed.cause for failed in failures if isinstance(failed, ray.exceptions.RayTaskError)]
+        wrong = [cause for cause in told if not is_of_company(cause)]
+        short = [cause for cause in wrong if is_out_of_memory(cause)]
+        if wrong:
+            return (short or wrong)[0]
+        if failures or is_of_company(error):
+            return TeamBroken(f"a process of the run died: {failures[0] if failures else error}")
         return error
 
     def _part(self) -> None:
@@ -122,6 +131,12 @@ class Together:
     def _end(self) -> None:
         for member in self.members:
             ray.kill(member)
+
+
+def is_of_company(error: BaseException) -> bool:
+    """Whether an error says no more than that another process cannot be reached."""
+    said = ("gloo", "NCCL", "Connection closed", "Connection reset", "Connection refused", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 def _begin(action: Callable[[], None]) -> Future[None]:
@@ -148,6 +163,14 @@ def _all(own: Future[None], others: list[Any]) -> None:
             wait([own], timeout=LOOK)
     own.result()
     ray.get(others)
+
+
+def _store(host: str, size: int) -> tuple[Store, int]:
+    """Where the processes meet, heard on one address alone."""
+    listening = socket.create_server((host, 0))
+    port = listening.getsockname()[1]
+    fd = listening.detach()
+    return TCPStore(host, port, size, is_master=True, wait_for_workers=False, master_listen_fd=fd), port
 
 
 class _Member:

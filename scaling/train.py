@@ -1,6 +1,7 @@
 """One run, from its spec to its row."""
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16"}
 """Our words for precision, and Accelerate's."""
 
 
+LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Variables from which Accelerate concludes that it is one of several processes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Outcome:
     """How a run ended."""
@@ -48,7 +53,7 @@ def train(
     keeper: Keeper | None = None,
     state: State | None = None,
 ) -> Outcome:
-    """Train, evaluate and return the run's rows; every process of a data-parallel group calls this alike.
+    """Train, evaluate and return the run's rows; every process of a data-parallel group calls this, the first has rows.
 
     Args:
         spec: the run.
@@ -78,6 +83,8 @@ def train(
         if state is not None:
             training.restore(state)
         training.curve(cost.updates, report)
+        if not accelerator.is_main_process:
+            return Outcome({}, [])
         played = training.rollouts()
         row = {
             **identity(spec, store.digest),
@@ -90,6 +97,12 @@ def train(
             "status": results.DONE,
         }
     return Outcome(row, [{"run_id": row["run_id"], **episode} for episode in played])
+
+
+def forget_company() -> None:
+    """Drop what a launcher may have left in the environment, for a process that trains alone."""
+    for name in LAUNCHERS:
+        os.environ.pop(name, None)
 
 
 def _check_processes(spec: RunSpec, processes: int) -> None:
@@ -173,6 +186,7 @@ def _device_name(accelerator: Accelerator) -> str:
 
 def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:
     """Median wall time of one update of this run, here and now, from about ``budget`` seconds of trying."""
+    forget_company()
     with _accelerator(spec) as accelerator, _seeded(spec.seed):
         training = Training(spec, store.space, subset_of(spec, store), accelerator)
         times: list[float] = []

@@ -48,7 +48,8 @@ class Training:
             space: of its dataset.
             subset: what it trains on and is measured on.
             accelerator: of this process.
-            micro_batches: parts in which this process computes its share of a batch; changes memory, not gradients.
+            micro_batches: parts in which this process computes its share of a batch; changes memory, not
+                what is computed.
             keeper: asked whether to save the state.
 
         """
@@ -170,8 +171,8 @@ class Training:
         return worst, total / self.held_out.transitions
 
     def rollouts(self) -> list[dict[str, Any]]:
-        """A row per episode, from the process that writes the row; the others have nothing to do."""
-        if self.spec.evaluate.env is None or not self.accelerator.is_main_process:
+        """A row per episode; for the process alone that writes the run's row."""
+        if self.spec.evaluate.env is None:
             return []
         with self._clock("evaluate"), self.accelerator.autocast():
             played = play(self.bare, self.spec, self.space, self.normalise, self.accelerator.device, self._pause)
@@ -229,7 +230,7 @@ class Training:
         return {**self.seconds, what: self.seconds[what] + time.perf_counter() - begin}
 
     def state(self) -> State:
-        """All that decides how the run goes on; equal in every process, but for the seconds."""
+        """All that decides how the run goes on; any process may go on from that of the first."""
         return {
             "model": self.bare.state_dict(),
             "optimiser": self.optimiser.state_dict(),

@@ -3,22 +3,33 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from scaling import claims, results
-from scaling.root import Root
+from scaling.root import Root, now
 
 LOOK = 3.0
-"""Seconds between two looks at the root, so that 2,000 runs cost no more requests than ten."""
+"""Seconds between two looks at the root: one listing, whatever the number of runs, and a read per new claim."""
 
 ALIKE = 3
 """Equal failures, with no run done before, after which a sweep is given up."""
+
+OF_ITS_OWN = ("diverged", "OutOfMemory", "allocate memory")
+"""In the words of failures that are those of one run, whatever the sweep."""
 
 
 class Work:
     """Runs in the order in which they should be started."""
 
-    def __init__(self, root: Root, ordered: Sequence[str], replaces: dict[str, str | None], wait: bool) -> None:
+    def __init__(
+        self,
+        root: Root,
+        ordered: Sequence[str],
+        replaces: dict[str, str | None],
+        wait: bool,
+        is_sound: bool = False,
+    ) -> None:
         """Begin.
 
         Args:
@@ -26,17 +37,19 @@ class Work:
             ordered: the runs to be done, the most urgent first.
             replaces: for each run the time on the failed row that is to be replaced, or nothing.
             wait: whether there is work left while others hold the last runs.
+            is_sound: whether a run of the sweep has been done before, so that it is the runs that fail, not the sweep.
 
         """
         self.root, self.wait = root, wait
         self.replaces = replaces
         self._left = dict.fromkeys(ordered)
         self._out: set[str] = set()
-        self._held: dict[str, dict[str, tuple[float, float]]] = {}
-        """Of runs that others have claimed: each claim's time of change, and when it was first seen with it."""
+        self._claims: dict[str, _Seen] = {}
+        self._held: set[str] = set()
+        """Runs that others are at work on."""
         self._looked = -LOOK
         self._failures: Counter[str] = Counter()
-        self._succeeded = False
+        self._succeeded = is_sound
         self.given_up: str | None = None
         """Why nothing more is started."""
 
@@ -73,12 +86,12 @@ class Work:
     def _judge(self, row: dict[str, Any]) -> None:
         """Give up where runs fail alike and none succeeds: it is not the runs that are wrong."""
         self._succeeded = self._succeeded or row["status"] == results.DONE
-        if self._succeeded or str(row["error"]).startswith("diverged"):
+        if self._succeeded or any(word in str(row["error"]) for word in OF_ITS_OWN):
             return
         reason = "".join(letter for letter in str(row["error"]) if not letter.isdigit())
         self._failures[reason] += 1
         if self._failures[reason] >= ALIKE:
-            self.given_up = f"the first {ALIKE} runs failed alike: {row['error']}"
+            self.given_up = f"{ALIKE} runs failed alike before any was done: {row['error']}"
 
     def _look(self) -> None:
         """See what others have done and hold."""
@@ -93,24 +106,43 @@ class Work:
         for name in [name for name in self._left if results.row_path(name) in files and not self.replaces[name]]:
             if name not in self._out:
                 del self._left[name]
-        held: dict[str, dict[str, tuple[float, float]]] = {}
+        self._claims = self._seen(files)
+        self._held = {claims.run_of(path) for path, claim in self._claims.items() if claim.is_live()}
+
+    def _seen(self, files: dict[str, float]) -> dict[str, "_Seen"]:
+        """The claims of others on what is left, with what was known of them before."""
+        found: dict[str, _Seen] = {}
+        present: float | None = None
         for path, changed in files.items():
             name = claims.run_of(path)
-            if claims.is_claim(path) and name in self._left and name not in self._out and self._is_live(path, changed):
-                held.setdefault(name, {})[path] = self._seen(name, path, changed)
-        self._held = held
+            if not claims.is_claim(path) or name not in self._left or name in self._out:
+                continue
+            before = self._claims.get(path)
+            if before is not None and before.changed == changed:
+                found[path] = before
+            elif before is not None:
+                found[path] = _Seen(changed, time.monotonic(), before.said)
+            else:
+                try:
+                    said = claims.read(self.root, path)
+                    present = now(self.root) if present is None else present
+                except OSError:  # looked at again next time
+                    continue
+                if said is not None:
+                    found[path] = _Seen(changed, time.monotonic() - max(0.0, present - changed), said)
+        return found
 
-    def _seen(self, name: str, path: str, changed: float) -> tuple[float, float]:
-        before = self._held.get(name, {}).get(path)
-        return before if before and before[0] == changed else (changed, time.monotonic())
 
-    def _is_live(self, path: str, changed: float) -> bool:
-        """Whether a claim has changed of late, as this process saw it, and its process is not known to be gone."""
-        _, since = self._seen(claims.run_of(path), path, changed)
-        if time.monotonic() - since > claims.STALE:
-            return False
-        try:
-            said = claims.read(self.root, path)
-        except OSError:
-            return True
-        return said is not None and not claims.is_dead(said)
+@dataclass(frozen=True)
+class _Seen:
+    """A claim of another process."""
+
+    changed: float
+    """By the root's clock, which is compared with itself alone."""
+    since: float
+    """When it changed, by this process's own clock."""
+    said: claims.Said
+
+    def is_live(self) -> bool:
+        """Whether it has changed of late, and its process is not known to be gone."""
+        return time.monotonic() - self.since <= claims.STALE and not claims.is_dead(self.said)

@@ -109,8 +109,7 @@ def test_what_a_ray_refuses_is_one_line(monkeypatch):
 
 
 def test_auto_without_a_ray_says_how_to_start_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(local_ray, "CURRENT", tmp_path / "none")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(local_ray, "get_ray_address_file", lambda folder: tmp_path / "none")
     with pytest.raises(UserError, match="ray start --head"), local_ray.running_ray("auto"):
         pass
 

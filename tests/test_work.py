@@ -94,7 +94,7 @@ def test_equal_failures_from_the_start_end_a_sweep(root):
         end(root, name, "failed", f"ModuleNotFoundError: no module gym (train.py:{number})")
         work.came_back(name)
     assert work.is_over()
-    assert work.given_up.startswith("the first 3 runs failed alike: ModuleNotFoundError: no module gym")
+    assert work.given_up.startswith("3 runs failed alike before any was done: ModuleNotFoundError: no module gym")
 
 
 @pytest.mark.parametrize("errors", [["diverged"] * 3, ["one", "two", "three"]])

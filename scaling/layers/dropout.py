@@ -48,7 +48,8 @@ class Dropout(nn.Module):
         assert share is not None
         rows = like.shape[0] // (share.stop - share.begin)
         whole = torch.empty((share.total * rows, *like.shape[1:]), dtype=like.dtype, device=like.device)
-        return whole.bernoulli_(1 - self.p).div_(1 - self.p)[share.begin * rows : share.stop * rows]
+        own = whole.bernoulli_(1 - self.p).div_(1 - self.p)[share.begin * rows : share.stop * rows]
+        return own.clone()  # a view would keep the whole for the backward pass
 
 
 def take_share(model: nn.Module, share: Share | None) -> None:
