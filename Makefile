@@ -29,6 +29,8 @@ notebooks: .venv/installed-test
 benchmarks: .venv/installed-test
 	$(BIN)/python -m benchmarks.step
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.sweeps
+	$(BIN)/python -m benchmarks.chaos
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.rollouts
 	$(BIN)/python -m benchmarks.fits

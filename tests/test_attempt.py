@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,7 @@ def test_a_checkpoint_runs_no_code_of_whoever_wrote_it(tmp_path):
         def __reduce__(self):
             return Path.touch, (tmp_path / "ran",)
 
-    torch.save({**checkpoint._origin("a"), "state": Evil()}, tmp_path / "evil.pt")
-    assert checkpoint.unpack("a", (tmp_path / "evil.pt").read_bytes()) is None
+    assert checkpoint.unpack("a", checkpoint.pack("a", Evil())) is None
     assert not (tmp_path / "ran").exists()
 
 
@@ -250,6 +250,54 @@ def test_a_run_that_another_process_has_claimed_is_left_alone(folder):
         claim.take()
         assert not attempt(order, Alone(), quiet, never)
     assert names(order) == []
+
+
+def test_a_failure_never_takes_the_place_of_a_done_row(folder):
+    """Somebody else took the run over and did it, while this attempt went on and failed."""
+    order, other = order_of(folder), order_of(folder, root="other")
+    assert attempt(other, Alone(), quiet, never)
+    done = results.read_row(open_root(other.root), other.run_id)
+
+    class Overtaken(Alone):
+        def train(self, job, report, keeper):
+            results.write_row(open_root(order.root), {name: done[name] for name in done if name != "finished"})
+            raise ZeroDivisionError
+
+    attempt(order, Overtaken(), quiet, never)
+    assert row_of(order)["status"] == "done"
+    attempts.give_up(order, "the worker process died")
+    assert row_of(order)["status"] == "done"
+
+
+def test_a_run_is_given_up_with_a_row_unless_another_is_at_it(folder):
+    order = order_of(folder)
+    with Claim(open_root(order.root), order.run_id) as claim:
+        claim.take()
+        attempts.give_up(order, "the worker process died")
+    assert results.read_row(open_root(order.root), order.run_id) is None
+    attempts.give_up(order, "the worker process died")
+    failed = results.read_row(open_root(order.root), order.run_id)
+    assert failed["error"] == "the worker process died"
+    again = dataclasses.replace(order, replaces=failed["finished"])
+    time.sleep(0.002)
+    attempts.give_up(again, "it died again")
+    assert row_of(order)["error"] == "it died again"
+
+
+def test_a_wish_to_stop_that_came_before_the_run_leaves_no_trace(folder):
+    order = order_of(folder)
+    assert not attempt(order, Alone(), quiet, lambda: True)
+    assert not Path(order.root).exists()
+
+
+def test_one_wrong_byte_in_a_checkpoint_is_noticed():
+    state = {"done": 5, "weights": torch.arange(1000.0)}
+    content = checkpoint.pack("a", state)
+    assert checkpoint.unpack("a", content)["done"] == 5
+    for place in np.random.default_rng(0).integers(0, len(content), 50):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        assert checkpoint.unpack("a", bytes(damaged)) is None
 
 
 def test_a_row_waits_for_a_root_in_trouble(folder, monkeypatch):

@@ -118,6 +118,18 @@ def test_a_held_claim_is_renewed_with_what_is_told(root, monkeypatch):
         assert claims.read(root, claim.path)["update"] == 7
 
 
+def test_who_is_robbed_learns_it_and_does_not_take_it_back(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "BEAT", 0.5)
+    with Claim(root, "a") as claim:
+        claim.take()
+        root.remove(claim.path)
+        deadline = time.monotonic() + 20
+        while not claim.lost and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert claim.lost
+        assert held(tmp_path) == []
+
+
 def test_who_was_silent_for_too_long_learns_that_the_run_is_lost(root, monkeypatch):
     monkeypatch.setattr(claims, "BEAT", 0.5)
     monkeypatch.setattr(claims, "STALE", 0.8)

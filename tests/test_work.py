@@ -75,6 +75,29 @@ def test_a_claim_of_another_machine_that_stays_the_same_for_too_long_is_no_longe
     assert work.next() == "a"
 
 
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_claim_that_was_old_before_is_not_heeded_at_first_sight(root, wait):
+    """As after a reboot, or of a machine that is gone: who does not wait must not leave for it."""
+    said = {**Claim(root, "a").said, "machine": "another", "time": 0.0}
+    root.write("a/claim-x.json", json.dumps(said).encode())
+    then = time.time() - claims.STALE - 5
+    os.utime(Path(root.uri) / "a" / "claim-x.json", (then, then))
+    work = work_of(root, "a", wait=wait)
+    assert work.next() == "a"
+    assert not work.is_over()
+    work.came_back("a")
+    assert work.next() == "a"
+
+
+def test_a_sweep_that_was_sound_before_is_not_given_up(root):
+    work = Work(root, list("abcd"), dict.fromkeys("abcd"), wait=True, is_sound=True)
+    for name in "abc":
+        work.next()
+        end(root, name, "failed", "ValueError")
+        work.came_back(name)
+    assert work.given_up is None
+
+
 def test_a_failed_row_that_is_to_be_replaced_does_not_count_until_it_is(root):
     end(root, "a", "failed", "diverged")
     before = results.read_row(root, "a")["finished"]
@@ -97,7 +120,7 @@ def test_equal_failures_from_the_start_end_a_sweep(root):
     assert work.given_up.startswith("3 runs failed alike before any was done: ModuleNotFoundError: no module gym")
 
 
-@pytest.mark.parametrize("errors", [["diverged"] * 3, ["one", "two", "three"]])
+@pytest.mark.parametrize("errors", [["diverged"] * 3, ["one", "two", "three"], ["OutOfMemoryError: no room"] * 3])
 def test_divergence_and_unlike_failures_do_not(root, errors):
     work = work_of(root, "abcd")
     for name, error in zip("abc", errors, strict=True):
