@@ -1,5 +1,6 @@
 """Have the runs of a sweep done, with Ray or without."""
 
+import errno
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -59,7 +60,7 @@ def launch(
     _check(settings)
     _check_batches(runs, settings.resources.workers)
     costs = plan.plan(runs)
-    check_writable(root)
+    _check_root(root, runs.sweep.name, digest)
     seconds = plan.estimate_seconds(runs, costs, budget=0.2)
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
@@ -91,6 +92,22 @@ def _with_ray(
         remote.run(work, orders, settings.resources, shown, watching, interrupts)
     else:
         sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
+
+
+def _check_root(root: Root, sweep: str, digest: str) -> None:
+    """Refuse a root that cannot be written.
+
+    Raises:
+        UserError: it never could be.
+        OSError: this sweep was begun in it, so that the trouble may pass.
+
+    """
+    try:
+        check_writable(root)
+    except UserError as error:
+        if manifest.read(root, sweep, digest) is not None:
+            raise OSError(errno.EIO, str(error), root.uri) from error
+        raise
 
 
 def _check_batches(runs: Runs, workers: int) -> None:

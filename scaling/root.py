@@ -196,6 +196,12 @@ def _connect(uri: str) -> tuple[Any, str]:
         UserError: there is no such file system.
 
     """
+    scheme, _, place = uri.partition("://")
+    if "@" in place.partition("/")[0]:
+        raise UserError(
+            f"--root {scheme}://...@...: keys do not belong into a root, which is printed and written down; use the "
+            "store's own variables, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     try:
         filesystem, prefix = fs.FileSystem.from_uri(uri)
     except (pa.ArrowInvalid, OSError, NotImplementedError) as error:

@@ -344,6 +344,7 @@ def test_an_endpoint_where_nothing_listens_is_given_up_within_seconds(folder, ve
     [
         ("foo://x", "--root foo://x cannot be used: Unrecognized filesystem type in URI: foo://x"),
         ("s3://", "--root s3:// cannot be used: it names no bucket"),
+        ("s3://key:secret@bucket/x", "--root s3://...@...: keys do not belong into a root"),
         ("s3://bucket/x?endpoint=here", "Unexpected query parameter in S3 URI: 'endpoint'"),
     ],
 )
