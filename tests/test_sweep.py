@@ -246,8 +246,8 @@ def test_a_driver_that_does_not_wait_leaves_what_others_hold(own_data):
 
 def test_status_says_who_works_on_what_without_the_dataset(own_data):
     sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=4000)
-    driver = start(sweep, "--address", "none")
-    wait_for_work(own_data)
+    driver = start(sweep, *NO_RAY, "--checkpoint-every", 0.2)
+    wait_for(own_data, "runs/*/checkpoint.pt")  # it has read its data
     (own_data / "mine.hdf5").rename(own_data / "away.hdf5")
     said = scaling("status", sweep, cwd=own_data).stdout
     (own_data / "away.hdf5").rename(own_data / "mine.hdf5")
