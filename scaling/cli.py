@@ -23,18 +23,6 @@ VERBS = {
 class Verbs(click.Group):
     """Turns a user's mistake into one line and exit code 2."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of all verbs."""
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A verb by its name."""
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"scaling.{VERBS[cmd_name]}")
-        verb: click.Command = getattr(module, f"{cmd_name}_verb")
-        return verb
-
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
         try:
@@ -53,7 +41,23 @@ class Verbs(click.Group):
         return ctx.exit(USER_ERROR)
 
 
-@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Door(Verbs):
+    """All verbs, each found when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all verbs."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb by its name."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"scaling.{VERBS[cmd_name]}")
+        verb: click.Command = getattr(module, f"{cmd_name}_verb")
+        return verb
+
+
+@click.group(cls=Door, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="scaling")
 def main() -> None:
     """More data or a bigger model? Scaling-law studies for offline reinforcement learning.

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from scaling import plug, train as training
+from scaling import plug, training
 from scaling.cost import cost_of, subset_of
 from scaling.datasets import d4rl
 from scaling.errors import UserError
