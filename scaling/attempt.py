@@ -257,6 +257,7 @@ class _Keeper:
         if self.claim.lost:
             raise Interrupted
         self.saved = time.monotonic()
+        self.claim.tell(update=state["done"])
         try:
             self.root.write(checkpoint.path_of(self.order.run_id), checkpoint.pack(self.order.run_id, state))
         except OSError as error:

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from scaling import plug, training
+from scaling import plug, train, training
 from scaling.cost import cost_of, subset_of
 from scaling.datasets import d4rl
 from scaling.errors import UserError
@@ -65,7 +65,7 @@ def test_a_run_has_converged_when_its_last_points_bring_no_new_lowest_loss(losse
 
 def test_a_run_to_convergence_stops_and_its_row_says_what_it_took(store):
     spec = budget("convergence", 400.0, patience=1, evaluations=20, learning_rate=0.3, warmup=0.0)
-    row = training.train(spec, store).row
+    row = train.train(spec, store).row
     assert row["updates"] == row["curve"][-1]["update"] < 400
     assert row["updates"] % 20 == 0
     assert row["curve"][-1]["loss"] >= row["loss_best"]

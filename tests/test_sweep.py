@@ -255,7 +255,6 @@ def test_status_says_who_works_on_what_without_the_dataset(own_data):
     driver.communicate(timeout=60)
     assert "own: 0 done, 1 running, 0 stale, 0 failed, 1 waiting, of 2" in said
     assert "mambadm width 16 depth 1 context 4, fraction 1, draw 0, seed " in said
-    assert " of 4,000" in said
 
 
 def test_failed_runs_are_done_again_when_asked_for(own_data):
