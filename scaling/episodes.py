@@ -1,15 +1,17 @@
 """The second table: a row per rolled-out episode, beside the one that has a row per run."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.results import Column, read_all, schema_of, to_bytes
 from scaling.root import Root
+
+if TYPE_CHECKING:  # half a second for whoever only looks how a sweep stands
+    import pandas as pd
 
 COLUMNS = (
     Column("run_id", pa.string(), "", "the run whose network played"),
@@ -69,6 +71,6 @@ def read_table(source: Path | pa.BufferReader, path: Path | str | None = None) -
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> "pd.DataFrame":
     """A table of episodes as a data frame."""
     return read_table(path).to_pandas()

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scaling.errors import UserError
 from scaling.root import Folder, Root
+
+if TYPE_CHECKING:  # half a second for whoever only looks how a sweep stands
+    import pandas as pd
 
 SCHEMA_VERSION = 1
 """Raised when a column changes its name, unit or meaning."""
@@ -215,7 +217,7 @@ def _complete(table: pa.Table) -> pa.Table:
     return table.select(SCHEMA.names).cast(SCHEMA)
 
 
-def with_fields(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+def with_fields(frame: "pd.DataFrame", *names: str) -> "pd.DataFrame":
     """The table with fields of the runs' specs as columns, called by their dotted names, such as ``model.dt_init``."""
     specs = [json.loads(spec) for spec in frame["spec"]]
     return frame.assign(**{name: [field_of(spec, name) for spec in specs] for name in names})
@@ -227,6 +229,6 @@ def field_of(spec: dict[str, Any], name: str) -> Any:
     return (spec[part] if part else spec)[leaf]
 
 
-def read_frame(path: Path) -> pd.DataFrame:
+def read_frame(path: Path) -> "pd.DataFrame":
     """A results table as a data frame."""
     return read_table(path).to_pandas()

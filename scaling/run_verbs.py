@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from scaling import claims, episodes, grid, manifest, results, standing, tuning
+from scaling import claims, episodes, grid, manifest, results, standing
 from scaling.arguments import PATH, options
 from scaling.errors import UserError
 from scaling.exit_codes import FAILED_RUNS, INTERRUPTED
@@ -277,6 +277,8 @@ def collect_verb(sweep: Path, root: str, out: Path | None, mixed_code: bool) -> 
             "remove the older runs, or accept the mixture with --mixed-code"
         )
     if runs.sweep.tuned:
+        from scaling import tuning  # loads pandas, for which `status` need not wait
+
         table = tuning.mark(table, runs.sweep.tuned)
     out = out or Path("results") / f"{runs.sweep.name}.parquet"
     done = [row["run_id"] for row in table.select(["run_id", "status"]).to_pylist() if row["status"] == results.DONE]
