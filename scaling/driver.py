@@ -64,9 +64,7 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def orders_of(
-    runs: Runs, costs: Costs, root: Root, replaces: dict[str, str | None], habits: Habits
-) -> dict[str, Order]:
+def orders_of(runs: Runs, costs: Costs, root: Root, replaces: Replaces, habits: Habits) -> dict[str, Order]:
     """What is to be done of a sweep, longest first, so that no long run is left for the end.
 
     Args:
