@@ -151,7 +151,7 @@ def _train(order: Order, root: Root, team: Team, report: Report, keeper: "_Keepe
             return failure(order, str(error))
         except Exception as error:
             if is_of_process(error):
-                raise
+                raise ChildProcessError(f"this process can train no more: {_reason(error)}") from error
             share = -(-order.spec["train"]["batch"] // team.size)
             if not is_out_of_memory(error) or micro_batches >= share:
                 return failure(order, _reason(error))

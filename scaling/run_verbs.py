@@ -1,6 +1,7 @@
 """The verbs that have a sweep done and watch over it: ``run``, ``status``, ``retry`` and ``collect``."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
@@ -139,17 +140,25 @@ def run_verb(
                 wait=not no_wait,
                 is_sound=bool(before.done),
             )
-            try:
+            with _trouble_passes(place):
                 given_up = launch(runs, place, todo, digest, settings, interrupts)
-            except OSError as error:
-                click.echo(f"interrupted by trouble with {error.filename or place.uri}: {error.strerror or error}")
-                raise click.exceptions.Exit(INTERRUPTED) from error
-    code = _summary(runs, place, given_up, no_wait, only)
+    with _trouble_passes(place):
+        code = _summary(runs, place, given_up, no_wait, only)
     if manifest.digest_of(sweep) != digest:
         click.echo(f"{sweep} has changed meanwhile; what is new in it was not run, the same command goes on")
         code = code or INTERRUPTED
     if code:
         raise click.exceptions.Exit(code)
+
+
+@contextmanager
+def _trouble_passes(root: Root) -> Iterator[None]:
+    """Ends with the exit code for work that is left where the root, or Ray, fails a sweep that was begun."""
+    try:
+        yield
+    except OSError as error:
+        click.echo(f"interrupted by trouble with {error.filename or root.uri}: {error.strerror or error}")
+        raise click.exceptions.Exit(INTERRUPTED) from error
 
 
 def _todo(before: Standing, only: str) -> dict[str, str | None]:

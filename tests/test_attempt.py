@@ -407,3 +407,13 @@ def test_a_batch_smaller_than_the_processes_is_refused(folder, monkeypatch):
 
     with pytest.raises(train.UserError, match=r"8 processes cannot share a train\.batch of 6; use fewer --workers"):
         train._check_processes(RUN, 8)
+
+
+def test_a_fault_of_a_gpu_costs_the_process_not_the_run(folder):
+    order = order_of(folder)
+    with pytest.raises(
+        ChildProcessError, match="this process can train no more: RuntimeError: CUDA error: device-side"
+    ):
+        attempt(order, Breaking(3, RuntimeError("CUDA error: device-side assert triggered")), quiet, never)
+    assert results.read_row(open_root(order.root), order.run_id) is None
+    assert attempt(order, Alone(), quiet, never)
