@@ -66,7 +66,7 @@ class Folder:
         """The content of a file, or nothing where there is none."""
         try:
             return (self.path / path).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, path: str, content: bytes) -> None:

@@ -290,8 +290,10 @@ class _Callback(TrialProgressCallback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Every attempt ended with an error around the run, such as the death of its process."""
         order = self._queue.orders[trial.config["run_id"]]
-        with suppress(OSError):  # without a row the run is offered again
-            give_up(order, _reason(trial, self._retries + 1))
+        self._queue.listen()
+        if not self._queue.stopped:  # whoever ends the sweep may end the workers with it, and Tune tries them no more
+            with suppress(OSError):  # without a row the run is offered again
+                give_up(order, _reason(trial, self._retries + 1))
         self._came_back(order.run_id)
 
     def _came_back(self, run_id: str) -> None:

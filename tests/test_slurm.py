@@ -204,7 +204,7 @@ axes: {{seed: {list(range(RUNS))}}}
         states = [pq.read_table(path).to_pylist()[0]["status"] for path in self.rows()]
         assert least <= len(states) <= most, self.said()
         assert set(states) <= {"done"}
-        assert list(self.folder.glob(".scaling-ray-*")) == []
+        assert list(self.folder.glob(".scaling-ray-*")) == [], self.said()
 
     def wait_for_rows(self, count: int, seconds: float = 240) -> None:
         wait_for(lambda: len(self.rows()) >= count, seconds, f"{count} rows", self.said)

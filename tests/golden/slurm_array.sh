@@ -16,6 +16,8 @@ max_requeues=3
 # The command, called the driver, stops with a checkpoint and exits with 75 when it gets USR1. Slurm sends USR1 or TERM
 # to this script, and on some sites to all processes of the job; the driver takes several for one.
 interrupted=75
+me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+me=${me:-$SLURM_JOB_ID}
 driver='' asked=''
 
 say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
@@ -39,12 +41,12 @@ drive() {
   [[ -n $asked && $code == 138 ]] && code=$interrupted # USR1 came before the driver listened to it
 }
 
-# Leave with the driver's code; back into the queue where it was interrupted, unless Slurm is already ending the job:
-# then it was cancelled, or Slurm requeues it.
+# Whether Slurm is ending the job: it was cancelled, or Slurm requeues it.
+is_ending() { [[ $(squeue --noheader --jobs="$me" --format=%T) != RUNNING ]]; }
+
+# Leave with the driver's code; back into the queue where it was interrupted.
 leave() {
-  local me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-  me=${me:-$SLURM_JOB_ID}
-  if ((code == interrupted)) && [[ $(squeue --noheader --jobs="$me" --format=%T) == RUNNING ]]; then
+  if ((code == interrupted)) && ! is_ending; then
     if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
       say "interrupted with work left, and not requeued: --max-requeues $max_requeues is reached; submit again to go on"
     elif scontrol requeue "$me"; then

@@ -25,6 +25,8 @@ start_seconds=300
 # The command, called the driver, stops with a checkpoint and exits with 75 when it gets USR1. Slurm sends USR1 or TERM
 # to this script, and on some sites to all processes of the job; the driver takes several for one.
 interrupted=75
+me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+me=${me:-$SLURM_JOB_ID}
 driver='' asked=''
 
 say() { echo "slurm job $SLURM_JOB_ID: $*" >&2; }
@@ -48,12 +50,12 @@ drive() {
   [[ -n $asked && $code == 138 ]] && code=$interrupted # USR1 came before the driver listened to it
 }
 
-# Leave with the driver's code; back into the queue where it was interrupted, unless Slurm is already ending the job:
-# then it was cancelled, or Slurm requeues it.
+# Whether Slurm is ending the job: it was cancelled, or Slurm requeues it.
+is_ending() { [[ $(squeue --noheader --jobs="$me" --format=%T) != RUNNING ]]; }
+
+# Leave with the driver's code; back into the queue where it was interrupted.
 leave() {
-  local me=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-  me=${me:-$SLURM_JOB_ID}
-  if ((code == interrupted)) && [[ $(squeue --noheader --jobs="$me" --format=%T) == RUNNING ]]; then
+  if ((code == interrupted)) && ! is_ending; then
     if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
       say "interrupted with work left, and not requeued: --max-requeues $max_requeues is reached; submit again to go on"
     elif scontrol requeue "$me"; then
@@ -124,7 +126,8 @@ give_up() {
 # Without the head the driver cannot go on; where it does not see that itself, it is ended.
 watch_head() {
   local rest=''
-  trap 'kill "$rest"; exit' TERM
+  trap '' TERM USR1 # a cancellation sends them to all processes
+  trap 'kill -KILL "$rest"; exit' USR2
   while kill -0 "${steps[0]}" 2>/dev/null; do
     sleep 2 &
     rest=$!
@@ -132,7 +135,7 @@ watch_head() {
   done
   say "the head of Ray on ${hosts[0]} has ended; see $folder/${hosts[0]}-$restart.log"
   kill -USR1 $$
-  sleep 60 &
+  sleep 15 & # Slurm kills 30 s after a cancellation
   rest=$!
   wait "$rest"
   kill -USR2 $$
@@ -141,7 +144,7 @@ trap 'kill -KILL "$driver"' USR2
 
 # Only this job's own: other jobs of the same user may have Ray on the same nodes.
 end_ray() {
-  [[ -n $watcher ]] && kill "$watcher" 2>/dev/null
+  [[ -n $watcher ]] && kill -USR2 "$watcher" 2>/dev/null
   [[ ${#steps[@]} == 0 ]] && return
   kill -USR2 "${steps[@]}" 2>/dev/null
   for _ in {1..40}; do
@@ -161,6 +164,7 @@ fi
 umask "$umask_before"
 unset RAY_AUTH_TOKEN RAY_ADDRESS
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # TERM reaches all of Ray's processes at once: none is left to drain for
 
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=$(address_of "${hosts[0]}")
@@ -178,10 +182,11 @@ for at in "${!steps[@]}"; do await "${hosts[at]}" "${steps[at]}"; done
 watch_head &
 watcher=$!
 drive
-if ((code != 0)) && ! kill -0 "${steps[0]}" 2>/dev/null; then
-  code=$interrupted
-else
+if ((code == 0)) || kill -0 "${steps[0]}" 2>/dev/null; then
   keep_logs=''
+else
+  code=$interrupted
+  is_ending && keep_logs='' # the head was ended with it
 fi
 end_ray
 rm -f "$folder/token"
