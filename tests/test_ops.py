@@ -1,25 +1,36 @@
 """The fast kernels against their references: values, gradients, odd sizes, threads, NaN."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from scaling.ops import _vector_math
-from scaling.ops.causal_conv import causal_conv, causal_conv_ref
-from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
+from scaling.ops.causal_conv import causal_conv
+from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
+from scaling.ops.selective_scan import kernel_name, selective_scan_ref
+
+
+def normal_of(seed: int) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def scan_inputs(batch: int, time: int, channels: int, states: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(time)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
+    normal = normal_of(time)
     u, z, delta = (normal(batch, time, channels) for _ in range(3))
     B, C = normal(batch, time, states), normal(batch, time, states)
     A = -torch.exp(normal(channels, states))
     return [u, delta - 1.0, A, B, C, normal(channels), z, normal(channels)]
+
+
+def block_inputs(batch: int, time: int, channels: int, states: int, taps: int = 4, rank: int = 3) -> list[Tensor]:
+    normal = normal_of(time)
+    xz, x_weight = normal(batch, time, 2 * channels), normal(rank + 2 * states, channels) / channels**0.5
+    small, dt_weight, A_log = normal(channels, taps) / 2, normal(channels, rank) / rank**0.5, normal(channels, states)
+    return [xz, small, normal(channels), x_weight, dt_weight, A_log, normal(channels), normal(channels) - 1.0]
 
 
 def gradients(function, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -36,12 +47,19 @@ def assert_close_to_double(fast, slow, inputs: list[Tensor], upstream: Tensor) -
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
 
 
-@pytest.mark.parametrize("time", [1, 2, 3, 59, 60, 200])
+@pytest.mark.parametrize("time", [1, 2, 3, 59, 64, 65, 200])
 @pytest.mark.parametrize(("batch", "channels", "states"), [(1, 5, 3), (3, 70, 16), (34, 64, 16)])
-def test_scan_agrees_with_double_reference_in_value_and_gradient(time, batch, channels, states):
-    inputs = scan_inputs(batch, time, channels, states)
+def test_block_agrees_with_double_reference_in_value_and_gradient(time, batch, channels, states):
+    inputs = block_inputs(batch, time, channels, states)
     upstream = torch.randn(batch, time, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert_close_to_double(selective_scan, selective_scan_ref, inputs, upstream)
+    assert_close_to_double(mamba_inner, mamba_inner_ref, inputs, upstream)
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 4, 61])
+@pytest.mark.parametrize(("taps", "rank"), [(1, 1), (4, 9), (7, 4)])
+def test_block_of_any_taps_and_rank_agrees_with_double_reference(time, taps, rank):
+    upstream = normal_of(1)(3, time, 8)
+    assert_close_to_double(mamba_inner, mamba_inner_ref, block_inputs(3, time, 8, 2, taps, rank), upstream)
 
 
 def test_reference_scan_is_the_recurrence_written_out():
@@ -58,57 +76,69 @@ def test_reference_scan_is_the_recurrence_written_out():
     np.testing.assert_allclose(selective_scan_ref(u, delta, A, B, C, D, z, bias)[0].numpy(), expected, rtol=1e-12)
 
 
-def test_scan_reads_slices_of_projections_without_a_contiguous_copy():
-    whole = torch.randn(3, 7, 2 * 20 + 2 * 4 + 20)
-    u, z, B, C, delta = whole.split([20, 20, 4, 4, 20], dim=-1)
-    A, D, bias = -torch.rand(20, 4), torch.rand(20), torch.rand(20)
-    given = selective_scan(u, delta, A, B, C, D, z, bias)
-    copied = selective_scan(*(x.contiguous() for x in (u, delta, A, B, C, D, z, bias)))
-    assert torch.equal(given, copied)
+def test_convolution_reference_is_causal_and_silu_follows():
+    x, weight, bias = normal_of(0)(1, 5, 2), normal_of(1)(2, 3), normal_of(2)(2)
+    padded = np.concatenate([np.zeros((2, 2)), x[0].numpy()])
+    taps = weight.numpy()
+    before = np.array([(padded[t : t + 3] * taps.T).sum(0) for t in range(5)]) + bias.numpy()
+    np.testing.assert_allclose(causal_conv(x, weight, bias)[0].numpy(), before / (1 + np.exp(-before)), rtol=1e-12)
+
+
+def test_members_of_a_population_are_computed_as_each_alone():
+    inputs = [[x.float() for x in block_inputs(40, time, 6, 2)] for time in (9, 9)]
+    inputs[1] = [x * 1.5 for x in inputs[1]]
+    upstream = torch.randn(40, 9, 6, generator=torch.Generator().manual_seed(1))
+    alone = [gradients(mamba_inner, each, upstream) for each in inputs]
+    stacked = [torch.stack(each).requires_grad_() for each in zip(*inputs, strict=True)]
+    y = torch.vmap(mamba_inner)(*stacked)
+    together = torch.autograd.grad((y * upstream).sum(), stacked)
+    for member, (y_alone, g_alone) in enumerate(alone):
+        assert torch.equal(y[member], y_alone)
+        assert all(torch.equal(one[member], other) for one, other in zip(together, g_alone, strict=True))
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_members_may_share_their_input_or_their_parameters(shared):
+    xz, *parameters = (x.float() for x in block_inputs(3, 5, 6, 2))
+    pair = [torch.stack([x, 2 * x]) for x in parameters] if shared == 0 else parameters
+    given = xz if shared == 0 else torch.stack([xz, 2 * xz])
+    y = torch.vmap(mamba_inner, in_dims=(None, *[0] * 7) if shared == 0 else (0, *[None] * 7))(given, *pair)
+    twice = [2 * x for x in parameters] if shared == 0 else parameters
+    assert torch.equal(y[1], mamba_inner(xz if shared == 0 else 2 * xz, *twice))
 
 
 def test_gradients_do_not_depend_on_the_number_of_threads():
-    inputs = [x.float() for x in scan_inputs(40, 9, 70, 16)]
+    inputs = [x.float() for x in block_inputs(40, 9, 70, 16)]
     upstream = torch.ones(40, 9, 70)
     threads = torch.get_num_threads()
     found = []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(gradients(selective_scan, inputs, upstream)[1])
+        found.append(gradients(mamba_inner, inputs, upstream)[1])
         assert torch.get_num_threads() == count
     torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-def test_a_nan_goes_in_and_comes_out():
-    inputs = [x.float() for x in scan_inputs(1, 5, 8, 4)]
-    inputs[1][0, 2, 3] = float("nan")
-    y = selective_scan(*inputs)
-    assert y[0, 2:, 3].isnan().all()
+@pytest.mark.parametrize("place", [3, 8 + 3])
+def test_a_nan_goes_in_and_comes_out(place):
+    inputs = [x.float() for x in block_inputs(1, 5, 8, 4)]
+    inputs[0][0, 2, place] = float("nan")
+    y = mamba_inner(*inputs)
+    assert y[0, 2, 3].isnan()
     assert y[0, :2].isfinite().all()
 
 
-@pytest.mark.parametrize("time", [1, 2, 3, 4, 61])
-@pytest.mark.parametrize(("channels", "taps"), [(5, 4), (67, 4), (8, 1), (8, 7)])
-def test_convolution_agrees_with_double_reference_in_value_and_gradient(time, channels, taps):
-    generator = torch.Generator().manual_seed(time)
-    shapes = [(3, time, channels), (channels, taps), (channels,)]
-    inputs = [torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    upstream = torch.randn(3, time, channels, generator=generator, dtype=torch.float64)
-    assert_close_to_double(causal_conv, causal_conv_ref, inputs, upstream)
-
-
 def test_operators_satisfy_the_rules_of_custom_operators():
-    scan = [x.float().requires_grad_() for x in scan_inputs(2, 5, 8, 4)]
-    torch.library.opcheck(torch.ops.scaling.selective_scan.default, tuple(scan))
-    conv = (torch.randn(2, 5, 8, requires_grad=True), torch.randn(8, 4, requires_grad=True), torch.randn(8))
-    torch.library.opcheck(torch.ops.scaling.causal_conv.default, conv)
+    xz, parameters = torch.randn(2, 5, 16, requires_grad=True), torch.randn(1, 20, 8, requires_grad=True)
+    torch.library.opcheck(torch.ops.scaling.mamba_inner.default, (xz, parameters, 2, 3))
 
 
 @pytest.mark.parametrize(
     ("name", "exact", "low", "high"),
     [
         ("exp", np.exp, -86.0, 87.0),
+        ("exp2", np.exp2, -125.0, 0.0),
         ("softplus", lambda x: np.logaddexp(0.0, x), -80.0, 80.0),
         ("sigmoid", lambda x: 1 / (1 + np.exp(-x)), -80.0, 80.0),
     ],

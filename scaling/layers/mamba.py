@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaling.ops.causal_conv import causal_conv
-from scaling.ops.selective_scan import selective_scan
+from scaling.ops.mamba_inner import at_least_single, mamba_inner, selected
 from scaling.spec import ModelSpec
 
 DT_FLOOR = 1e-4
@@ -92,7 +92,6 @@ class Mamba(nn.Module):
         self.A_log = nn.Parameter(torch.arange(1.0, shape.d_state + 1).log().repeat(inner, 1))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self.split = [rank, shape.d_state, shape.d_state]
         with torch.no_grad():
             self.dt_proj.weight.uniform_(-(rank**-0.5), rank**-0.5)
         self.initialise_last()
@@ -109,28 +108,22 @@ class Mamba(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
-        x, z = self._convolved(u)
-        delta, B, C = self._selected(x)
-        with torch.autocast(u.device.type, enabled=False):
-            y = selective_scan(x, delta, -self.A_log.exp(), B, C, self.D, z, self.dt_proj.bias)
+        conv, dt = self.conv1d, self.dt_proj
+        xz = at_least_single(self.in_proj(u))
+        y = mamba_inner(
+            xz, conv.weight.squeeze(1), conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias
+        )
         return self.out_proj(y)
 
     def step_sizes(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token inner"]:
         """How far each channel's state moves at each token: softplus(W_dt dt + bias)."""
-        delta, _, _ = self._selected(self._convolved(u)[0])
+        assert self.conv1d.bias is not None
+        x, _ = at_least_single(self.in_proj(u)).chunk(2, dim=-1)
+        delta, _, _ = self._selected(causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias))
         return functional.softplus(delta + self.dt_proj.bias)
 
-    def _convolved(self, u: Float[Tensor, "batch token width"]) -> tuple[Tensor, Tensor]:
-        assert self.conv1d.bias is not None
-        x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
-        with torch.autocast(u.device.type, enabled=False):
-            return causal_conv(x, self.conv1d.weight.squeeze(1), self.conv1d.bias), z
-
     def _selected(self, x: Float[Tensor, "*batch inner"]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the convolved input selects: step sizes before bias and softplus, B and C."""
-        low_rank, B, C = self.x_proj(x).split(self.split, dim=-1)
-        delta = functional.linear(low_rank, self.dt_proj.weight)
-        return _at_least_single(delta), _at_least_single(B), _at_least_single(C)
+        return selected(x, self.x_proj.weight, self.dt_proj.weight, self.shape.d_state)
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token."""
@@ -144,7 +137,7 @@ class Mamba(nn.Module):
     ) -> tuple[Float[Tensor, "batch width"], MambaState]:
         """Output for one token, and the state after it: the recurrence that :meth:`forward` unrolls."""
         assert self.conv1d.bias is not None
-        x, z = _at_least_single(self.in_proj(u)).chunk(2, dim=-1)
+        x, z = at_least_single(self.in_proj(u)).chunk(2, dim=-1)
         conv = torch.cat([state.conv[..., 1:], x[..., None]], dim=-1)
         x = functional.silu((conv * self.conv1d.weight.squeeze(1)).sum(-1) + self.conv1d.bias)
         delta, B, C = self._selected(x)
@@ -152,10 +145,6 @@ class Mamba(nn.Module):
         scan = torch.exp(-self.A_log.exp() * dt) * state.scan + dt * x[..., None] * B[:, None]
         y = ((scan * C[:, None]).sum(-1) + self.D * x) * functional.silu(z)
         return self.out_proj(y), MambaState(conv, scan)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def count(shape: MambaShape) -> int:

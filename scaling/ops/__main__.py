@@ -2,18 +2,14 @@
 
 import torch
 
-from scaling.ops.causal_conv import causal_conv
-from scaling.ops.selective_scan import selective_scan
+from scaling.ops.mamba_inner import mamba_inner
 
 
 def main() -> None:
-    """Call each operator forward and backward on the smallest inputs; Numba keeps the machine code on disk."""
-    ones = {
-        name: torch.ones(size, requires_grad=True) for name, size in {"stream": (1, 1, 1), "matrix": (1, 1)}.items()
-    }
-    stream, matrix, vector = ones["stream"], ones["matrix"], torch.ones(1, requires_grad=True)
-    x = causal_conv(stream, matrix, vector)
-    selective_scan(x, stream, -matrix, stream, stream, vector, stream, vector).sum().backward()
+    """Call the operator forward and backward on the smallest inputs; Numba keeps the machine code on disk."""
+    xz, matrix, vector = (torch.ones(shape, requires_grad=True) for shape in ((1, 1, 2), (1, 1), (1,)))
+    selecting = torch.ones(3, 1, requires_grad=True)
+    mamba_inner(xz, matrix, vector, selecting, matrix, matrix, vector, vector).sum().backward()
 
 
 if __name__ == "__main__":

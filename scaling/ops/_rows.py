@@ -11,19 +11,6 @@ def array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
-def rows(x: Tensor) -> tuple[np.ndarray, int]:
-    """A (batch, time, channel) tensor as a flat array and the distance between its rows, without a copy if possible.
-
-    Row (b, t) starts at ``(b * time + t) * distance``. Slices along the last axis, which projections are split into,
-    need no copy.
-    """
-    batch, time, channels = x.shape
-    if x.stride(2) != 1 or x.stride(0) != time * x.stride(1):
-        x = x.contiguous()
-    distance = x.stride(1)
-    return array(x.as_strided(((batch * time - 1) * distance + channels,), (1,))), distance
-
-
 def threads_of_torch() -> None:
     """Let Numba use as many threads as PyTorch, so that one setting rules both.
 
