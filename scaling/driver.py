@@ -4,9 +4,9 @@ import os
 from dataclasses import dataclass
 from typing import Protocol
 
-from scaling.attempt import Order
 from scaling.building import cache_folder
 from scaling.manifest import Known, Manifest
+from scaling.order import Order
 from scaling.plan import Costs
 from scaling.root import Root
 from scaling.runs import Runs
@@ -55,6 +55,8 @@ class Resources:
     """GPUs per process."""
     max_concurrent: int | None
     """Runs at a time; nothing for as many as the cores allow."""
+    pack: int | None
+    """Runs of one shape that a process trains together; nothing to choose it by trying."""
     retries: int
     """Further tries of a run whose processes died; errors inside a run are not tried again."""
 

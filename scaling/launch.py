@@ -3,10 +3,10 @@
 import errno
 from dataclasses import dataclass
 
+import torch
 from rich.console import Console
 
 from scaling import manifest, plan, serial
-from scaling.attempt import Order
 from scaling.driver import (
     CLIENT,
     LOCAL,
@@ -21,6 +21,9 @@ from scaling.driver import (
 )
 from scaling.errors import UserError
 from scaling.interrupts import Interrupts
+from scaling.order import Order
+from scaling.packing import packs_of
+from scaling.packs import Packs
 from scaling.progress import SweepProgress
 from scaling.root import Root, check_writable
 from scaling.runs import Runs
@@ -64,8 +67,9 @@ def launch(
     seconds = plan.estimate_seconds(runs, costs, budget=0.2)
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
-    work = Work(root, list(orders), replaces, settings.wait, settings.is_sound)
-    todo = {name: seconds[name] for name in orders}
+    packs = _packs(runs, list(orders), settings)
+    work = Work(root, list(orders), replaces, settings.wait, settings.is_sound, packs)
+    todo = {name: seconds[name] * packs.share(name) for name in orders}
     updates = {name: costs[name].updates for name in orders}
     with SweepProgress(Console(stderr=True), todo, updates, len(runs.specs) - len(todo)) as shown:
         if settings.resources.address == NO_RAY:
@@ -73,6 +77,31 @@ def launch(
         else:
             _with_ray(runs, root, work, orders, settings, shown, interrupts)
     return work.given_up
+
+
+def _packs(runs: Runs, names: list[str], settings: Settings) -> Packs:
+    """Which runs are trained together; where that is found by trying, this machine must be the one that trains."""
+    wanted = settings.resources
+    if wanted.workers > 1 or (wanted.pack is None and not _may_try(settings)):
+        return Packs()
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted.threads)
+    try:
+        return packs_of(runs, names, _slots(wanted), wanted.pack)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _may_try(settings: Settings) -> bool:
+    """Others that share the runs could be left with none; Weights & Biases and MLflow take one run at a time."""
+    alone = settings.resources.address in (LOCAL, NO_RAY) and settings.wait
+    return alone and not {"wandb", "mlflow"} & set(settings.trackers)
+
+
+def _slots(wanted: Resources) -> int:
+    """Runs or packs at a time on this machine."""
+    slots = 1 if wanted.address == NO_RAY else max(1, (wanted.cpus or available_cpus()) // wanted.threads)
+    return min(slots, wanted.max_concurrent or slots)
 
 
 def _with_ray(
@@ -92,6 +121,15 @@ def _with_ray(
         remote.run(work, orders, settings.resources, shown, watching, interrupts)
     else:
         sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
+
+
+def _check_pack(pack: int, workers: int, trackers: tuple[str, ...]) -> None:
+    if pack > 1 and workers > 1:
+        raise UserError(
+            f"--pack {pack} puts runs into one process, and --workers {workers} a run into several: use one"
+        )
+    for name in {"wandb", "mlflow"} & set(trackers) if pack > 1 else ():
+        raise UserError(f"--pack {pack} cannot go with --log {name}, which takes one run at a time; leave one out")
 
 
 def _check_root(root: Root, sweep: str, digest: str) -> None:
@@ -119,6 +157,7 @@ def _check_batches(runs: Runs, workers: int) -> None:
 def _check(settings: Settings) -> None:
     """Refuse what could never start."""
     wanted = settings.resources
+    _check_pack(wanted.pack or 1, wanted.workers, settings.trackers)
     if wanted.address == NO_RAY:
         if wanted.workers > 1:
             raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")

@@ -8,10 +8,10 @@ from typing import Any
 import ray
 
 from scaling import results, sweep
-from scaling.attempt import Order
 from scaling.desk import open_desk
 from scaling.driver import Resources, Watcher
 from scaling.local_ray import running_ray, told_when_lost
+from scaling.order import Order
 from scaling.root import Root
 from scaling.trackers import Wanted
 from scaling.work import LOOK, Work

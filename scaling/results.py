@@ -91,6 +91,7 @@ COLUMNS = (
     Column("threads", pa.int64(), "threads", "CPU threads per process"),
     Column("processes", pa.int64(), "processes", "data-parallel processes"),
     Column("micro_batches", pa.int64(), "", "parts a process's share of a batch was computed in, for want of memory"),
+    Column("packed", pa.int64(), "", "runs trained together when this one began, itself included", repeatable=False),
     Column("resumes", pa.int64(), "", "times the run went on from a checkpoint", repeatable=False),
     Column("finished", pa.string(), "", "UTC time of the row", repeatable=False),
     Column("git_commit", pa.string(), "", "commit of the code; -dirty where files were changed"),

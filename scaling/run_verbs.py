@@ -51,6 +51,12 @@ RESOURCES = (
     ),
     click.option("--max-concurrent", type=click.IntRange(1), help="Runs at a time.  [default: as many as fit]"),
     click.option(
+        "--pack",
+        type=click.IntRange(1),
+        help="Runs of one shape that a process trains together.  [default: found by trying, with --address local or "
+        "none; 1 on a cluster]",
+    ),
+    click.option(
         "--retries",
         type=click.IntRange(0),
         default=3,
@@ -100,6 +106,7 @@ def run_verb(
     threads: int,
     gpus: float,
     max_concurrent: int | None,
+    pack: int | None,
     retries: int,
     checkpoint_seconds: float,
     keep_checkpoints: bool,
@@ -131,6 +138,7 @@ def run_verb(
                     threads=threads,
                     gpus=gpus,
                     max_concurrent=max_concurrent,
+                    pack=pack,
                     retries=retries,
                 ),
                 habits=Habits(

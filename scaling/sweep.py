@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Protocol
 
 # Tune reads these when it is imported or run: no result folders in the home directory, no tables on the terminal, no
@@ -25,11 +26,13 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scaling import results
-from scaling.attempt import Alone, Order, Team, attempt, give_up
+from scaling.attempt import Team, attempt, give_up
 from scaling.desk import open_desk
 from scaling.driver import LOCAL, Resources, Watcher, available_cpus
 from scaling.errors import UserError
 from scaling.local_ray import local_ray, running_ray, told_when_lost
+from scaling.order import Order
+from scaling.pack import attempt_together
 from scaling.root import open_root
 from scaling.team import Together
 from scaling.work import Work
@@ -154,16 +157,14 @@ _teams: dict[tuple[int, int, float], Team] = {}
 
 def _trial(config: dict[str, Any], desk: Any) -> None:
     """One attempt at a run, in a worker process that serves many."""
-    order = Order(**json.loads(config["order"]))
+    orders = [Order(**order) for order in json.loads(config["orders"])]
     shape = tuple(config["team"])
-    team = _teams.setdefault(shape, Alone() if shape[0] == 1 else Together(*shape))
-    said = time.monotonic()
+    said: dict[str, float] = dict.fromkeys(config["run_ids"], time.monotonic())
 
-    def report(update: int, loss: float) -> None:
-        nonlocal said
-        if time.monotonic() - said > REPORT_SECONDS:
-            tune.report({"update": update, "loss": loss})
-            said = time.monotonic()
+    def report(run_id: str, update: int, loss: float) -> None:
+        if time.monotonic() - said[run_id] > REPORT_SECONDS:
+            tune.report({"run_id": run_id, "update": update, "loss": loss})
+            said[run_id] = time.monotonic()
 
     def stopping() -> bool:
         try:
@@ -173,15 +174,21 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
         except ray.exceptions.RayError:  # the driver is gone
             return True
 
-    if attempt(order, team, report, stopping) and config["watched"]:
-        _report_end(order)
+    if shape[0] == 1:
+        attempt_together(orders, report, stopping)
+    else:
+        attempt(orders[0], _teams.setdefault(shape, Together(*shape)), partial(report, orders[0].run_id), stopping)
+    if config["watched"]:
+        for order in orders:
+            _report_end(order)
 
 
 def _report_end(order: Order) -> None:
     """The numbers of the row, for whoever watches."""
     row = results.read_row(open_root(order.root), order.run_id)
     if row is not None and row["status"] == results.DONE:
-        tune.report({"update": row["updates"], **{name: row[name] for name in ENDS if row[name] is not None}})
+        ends = {"run_id": order.run_id, "update": row["updates"]}
+        tune.report({**ends, **{name: row[name] for name in ENDS if row[name] is not None}})
 
 
 class _Queue(Searcher):
@@ -207,8 +214,9 @@ class _Queue(Searcher):
         self.listen()
         if self.stopped or self.work.is_over():
             return Searcher.FINISHED
-        name = self.work.next()
-        return name and {"run_id": name, "order": json.dumps(asdict(self.orders[name]))}
+        names = self.work.next_pack()
+        orders = [asdict(self.orders[name]) for name in names]
+        return {"run_ids": names, "orders": json.dumps(orders)} if names else None
 
     def listen(self) -> None:
         """Tell the runs when they are to stop."""
@@ -281,22 +289,25 @@ class _Callback(TrialProgressCallback):
     ) -> None:
         """A point of a curve."""
         if "update" in result:
-            self._watcher.progress(trial.config["run_id"], result["update"], result["loss"])
+            self._watcher.progress(result["run_id"], result["update"], result["loss"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A run has ended, or was left to somebody else."""
-        self._came_back(trial.config["run_id"])
+        """Runs have ended, or were left to somebody else."""
+        self._came_back(trial.config["run_ids"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Every attempt ended with an error around the run, such as the death of its process."""
-        order = self._queue.orders[trial.config["run_id"]]
+        """Every attempt ended with an error around the runs, such as the death of their process."""
+        names = trial.config["run_ids"]
         self._queue.listen()
-        if not self._queue.stopped:  # whoever ends the sweep may end the workers with it, and Tune tries them no more
+        if len(names) > 1:  # one of them may be to blame, or their number
+            self._queue.work.separate(names)
+        elif not self._queue.stopped:  # whoever ends the sweep may end the workers with it, and Tune tries them no more
             with suppress(OSError):  # without a row the run is offered again
-                give_up(order, _reason(trial, self._retries + 1))
-        self._came_back(order.run_id)
+                give_up(self._queue.orders[names[0]], _reason(trial, self._retries + 1))
+        self._came_back(names)
 
-    def _came_back(self, run_id: str) -> None:
-        row = self._queue.work.came_back(run_id)
-        if row:
-            self._watcher.ended(run_id, row["loss_best"])
+    def _came_back(self, names: list[str]) -> None:
+        for name in names:
+            row = self._queue.work.came_back(name)
+            if row:
+                self._watcher.ended(name, row["loss_best"])

@@ -83,21 +83,22 @@ class TensorBoard(tune.Callback):
         """A point of a curve."""
         if "update" in result and "loss_best" not in result:  # not the numbers of the end, which the row has
             with suppress(OSError):  # who watches must not disturb
-                self._add(trial.config["run_id"], result["update"], result["loss"])
+                self._add(result["run_id"], result["update"], result["loss"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The curve ends; points that were not reported, as they came too fast, are in the row."""
-        run_id = trial.config["run_id"]
-        with suppress(OSError):
-            row = results.read_row(self.root, run_id)
-            for point in (row and row["curve"]) or []:
-                if point["update"] > self.last.get(run_id, 0):
-                    self._add(run_id, point["update"], point["loss"])
-        self._close(run_id)
+        """The curves end; points that were not reported, as they came too fast, are in the rows."""
+        for run_id in trial.config["run_ids"]:
+            with suppress(OSError):
+                row = results.read_row(self.root, run_id)
+                for point in (row and row["curve"]) or []:
+                    if point["update"] > self.last.get(run_id, 0):
+                        self._add(run_id, point["update"], point["loss"])
+            self._close(run_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The curve breaks off."""
-        self._close(trial.config["run_id"])
+        """The curves break off."""
+        for run_id in trial.config["run_ids"]:
+            self._close(run_id)
 
     def _add(self, run_id: str, update: int, loss: float) -> None:
         if run_id not in self.curves:

@@ -16,7 +16,7 @@ from torch import nn
 
 from scaling import provenance, results, spec as specs
 from scaling.checkpoint import Keeper, State
-from scaling.cost import Subset, cost_of, subset_of
+from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.diversity import diversity
 from scaling.errors import UserError
 from scaling.evaluate import check_env, returns_of
@@ -77,25 +77,39 @@ def train(
     provenance.reset_peak_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with _accelerator(spec) as accelerator, _seeded(spec.seed):
+    with accelerator_for(spec) as accelerator, seeded(spec.seed):
         _check_processes(spec, accelerator.num_processes)
-        training = Training(spec, space, subset, accelerator, micro_batches, keeper)
+        training = Training(spec, space, subset, cost.updates, accelerator, micro_batches, keeper)
         if state is not None:
             training.restore(state)
-        training.curve(cost.updates, report)
+        training.curve(report)
         if not accelerator.is_main_process:
             return Outcome({}, [])
         played = training.rollouts()
-        row = {
-            **identity(spec, store.digest),
-            "fraction": cost.share,
-            **diversity(subset.training, store),
-            **training.measured(cost),
-            **returns_of(spec, played),
-            "device": _device_name(accelerator),
-            "kernel": kernel_name(accelerator.device.type),
-            "status": results.DONE,
-        }
+        measured = {**training.measured(cost), "packed": 1}
+        return row_of(spec, store, subset, cost, measured, played, accelerator)
+
+
+def row_of(
+    spec: RunSpec,
+    store: Store,
+    subset: Subset,
+    cost: Cost,
+    measured: dict[str, Any],
+    played: list[dict[str, Any]],
+    accelerator: Accelerator,
+) -> Outcome:
+    """The rows of a run that is done, from what was measured in training and the episodes that were rolled out."""
+    row = {
+        **identity(spec, store.digest),
+        "fraction": cost.share,
+        **diversity(subset.training, store),
+        **measured,
+        **returns_of(spec, played),
+        "device": _device_name(accelerator),
+        "kernel": kernel_name(accelerator.device.type),
+        "status": results.DONE,
+    }
     return Outcome(row, [{"run_id": row["run_id"], **episode} for episode in played])
 
 
@@ -130,10 +144,10 @@ def trained(spec: RunSpec, store: Store, report: Report = silent) -> Trained:
     spec = canonical(spec)
     subset = subset_of(spec, store)
     check_model(spec, store.space)
-    with _accelerator(spec) as accelerator, _seeded(spec.seed):
-        training = Training(spec, store.space, subset, accelerator)
-        training.curve(cost_of(spec, store).updates, report)
-    return Trained(training.bare.eval(), subset, training.normalise)
+    with accelerator_for(spec) as accelerator, seeded(spec.seed):
+        training = Training(spec, store.space, subset, cost_of(spec, store, subset).updates, accelerator)
+        training.curve(report)
+    return Trained(training.bare.eval(), subset, training.course.normalise)
 
 
 def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
@@ -157,7 +171,7 @@ def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _accelerator(spec: RunSpec) -> Iterator[Accelerator]:
+def accelerator_for(spec: RunSpec) -> Iterator[Accelerator]:
     """An Accelerator that leaves no state behind in a process that serves many runs."""
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(mixed_precision=PRECISIONS[spec.train.precision], cpu=not torch.cuda.is_available())
@@ -169,7 +183,7 @@ def _accelerator(spec: RunSpec) -> Iterator[Accelerator]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Initialisation and dropout draw from PyTorch's global generators, which alone they can use; restored after.
 
     They are the same in every process: all begin with the same weights and draw the masks of the whole batch.
@@ -187,12 +201,12 @@ def _device_name(accelerator: Accelerator) -> str:
 def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:
     """Median wall time of one update of this run, here and now, from about ``budget`` seconds of trying."""
     forget_company()
-    with _accelerator(spec) as accelerator, _seeded(spec.seed):
-        training = Training(spec, store.space, subset_of(spec, store), accelerator)
+    with accelerator_for(spec) as accelerator, seeded(spec.seed):
+        training = Training(spec, store.space, subset_of(spec, store), 1, accelerator)
         times: list[float] = []
         begin = time.perf_counter()
         while len(times) < 3 or (len(times) < 12 and time.perf_counter() - begin < budget):
             start = time.perf_counter()
-            float(training.update(len(times)))
+            float(training.update())
             times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))

@@ -4,9 +4,11 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from scaling import claims, results
+from scaling.packs import Packs
 from scaling.root import Root, now
 
 LOOK = 3.0
@@ -29,6 +31,7 @@ class Work:
         replaces: dict[str, str | None],
         wait: bool,
         is_sound: bool = False,
+        packs: Packs | None = None,
     ) -> None:
         """Begin.
 
@@ -38,12 +41,16 @@ class Work:
             replaces: for each run the time on the failed row that is to be replaced, or nothing.
             wait: whether there is work left while others hold the last runs.
             is_sound: whether a run of the sweep has been done before, so that it is the runs that fail, not the sweep.
+            packs: which runs are to be trained together; nothing for each alone.
 
         """
         self.root, self.wait = root, wait
         self.replaces = replaces
+        self.packs = packs or Packs()
         self._left = dict.fromkeys(ordered)
         self._out: set[str] = set()
+        self._solitary: set[str] = set()
+        """Runs whose company has come to nothing."""
         self._claims: dict[str, _Seen] = {}
         self._held: set[str] = set()
         """Runs that others are at work on."""
@@ -56,11 +63,28 @@ class Work:
     def next(self) -> str | None:
         """A run to start now, which counts as started then; nothing if there is none at the moment."""
         self._look()
-        for name in self._left:
-            if name not in self._out and name not in self._held:
-                self._out.add(name)
-                return name
-        return None
+        name = next((name for name in self._left if self._is_free(name)), None)
+        if name is not None:
+            self._out.add(name)
+        return name
+
+    def next_pack(self) -> list[str]:
+        """A run to start now and those to be trained with it, which count as started then; none at the moment."""
+        first = self.next()
+        if first is None or first in self._solitary:
+            return [first] if first else []
+        shape, size = self.packs.shapes.get(first), self.packs.size(first)
+        alike = (name for name in self._left if self._is_free(name) and name not in self._solitary)
+        company = list(islice((name for name in alike if self.packs.shapes.get(name) == shape), size - 1))
+        self._out |= set(company)
+        return [first, *company]
+
+    def separate(self, names: Sequence[str]) -> None:
+        """Let runs be alone from now on, as the process that trained them together died."""
+        self._solitary |= set(names)
+
+    def _is_free(self, name: str) -> bool:
+        return name not in self._out and name not in self._held
 
     def is_over(self) -> bool:
         """Whether no further run will have to be started."""

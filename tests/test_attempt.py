@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import attempt as attempts, checkpoint, plug, results, training
-from scaling.attempt import Alone, Job, Order, attempt
+from scaling import checkpoint, held, plug, results, training
+from scaling.attempt import Alone, Job, attempt, give_up
 from scaling.claims import Claim
 from scaling.errors import Interrupted, TeamBroken
+from scaling.order import Order
 from scaling.root import open_root
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec, to_dict
@@ -265,7 +266,7 @@ def test_a_failure_never_takes_the_place_of_a_done_row(folder):
 
     attempt(order, Overtaken(), quiet, never)
     assert row_of(order)["status"] == "done"
-    attempts.give_up(order, "the worker process died")
+    give_up(order, "the worker process died")
     assert row_of(order)["status"] == "done"
 
 
@@ -273,14 +274,14 @@ def test_a_run_is_given_up_with_a_row_unless_another_is_at_it(folder):
     order = order_of(folder)
     with Claim(open_root(order.root), order.run_id) as claim:
         claim.take()
-        attempts.give_up(order, "the worker process died")
+        give_up(order, "the worker process died")
     assert results.read_row(open_root(order.root), order.run_id) is None
-    attempts.give_up(order, "the worker process died")
+    give_up(order, "the worker process died")
     failed = results.read_row(open_root(order.root), order.run_id)
     assert failed["error"] == "the worker process died"
     again = dataclasses.replace(order, replaces=failed["finished"])
     time.sleep(0.002)
-    attempts.give_up(again, "it died again")
+    give_up(again, "it died again")
     assert row_of(order)["error"] == "it died again"
 
 
@@ -322,7 +323,7 @@ def test_a_root_in_trouble_for_too_long_loses_the_attempt_not_the_run(folder, mo
     def fails(root, row):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(attempts, "PATIENCE", 0.5)
+    monkeypatch.setattr(held, "PATIENCE", 0.5)
     with monkeypatch.context() as trouble:
         trouble.setattr(results, "write_row", fails)
         with pytest.raises(OSError, match="Read-only"):
@@ -357,7 +358,8 @@ def test_whoever_lost_the_run_stops_working_on_it(folder):
 
 SCRIPT = """
 import json, sys
-from scaling.attempt import Order, Job
+from scaling.attempt import Job
+from scaling.order import Order
 order = Order(**json.loads(sys.argv[1]))
 outcome = Job(order=order, micro_batches=int(sys.argv[2]), state=None).train(lambda update, loss: None, None)
 import torch.distributed as dist

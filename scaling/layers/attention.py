@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """What attention adds to the residual stream."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.qkv(u).chunk(3, dim=-1))
-        mixed = self._in_shares(q, k, v) if self.dropout.active and self.dropout.share else self._whole(q, k, v)
+        mixed = self._in_parts(q, k, v) if self.dropout.is_special else self._whole(q, k, v)
         attended: Tensor = self.out_dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return attended
 
@@ -38,8 +38,8 @@ class Attention(nn.Module):
         p = self.dropout.p if self.training else 0.0
         return functional.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
 
-    def _in_shares(self, q: Heads, k: Heads, v: Heads) -> Heads:
-        """The same with weights whose dropout is that of the whole batch."""
+    def _in_parts(self, q: Heads, k: Heads, v: Heads) -> Heads:
+        """The same with dropout of our own, and without a fused kernel, over which nothing can be mapped."""
         tokens = q.shape[-2]
         past = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
         scores = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~past, -math.inf)

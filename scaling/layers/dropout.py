@@ -7,6 +7,7 @@ generator advances alike everywhere and the sum of the shares' gradients is the 
 """
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,9 +31,13 @@ class Dropout(nn.Module):
         self.p = p
         self.share: Share | None = None
         """The part of the batch that the next forward pass sees; nothing for all of it."""
+        self.generators: list[torch.Generator] | None = None
+        """One for each member of a population that is mapped over; nothing for PyTorch's global one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ...) with entries dropped; rows of one window are next to each other."""
+        if self.generators is not None and self.active:
+            return cast(Tensor, _OwnMasks.apply(x, self.p, self.generators))
         if self.share is None or not self.active:
             return functional.dropout(x, self.p, self.training)
         return x * self.mask(x)
@@ -42,6 +47,11 @@ class Dropout(nn.Module):
         """Whether anything is dropped."""
         return self.training and self.p > 0
 
+    @property
+    def is_special(self) -> bool:
+        """Whether PyTorch's own dropout would draw other masks, or cannot be mapped over a population."""
+        return self.generators is not None or (self.active and self.share is not None)
+
     def mask(self, like: Tensor) -> Tensor:
         """The share's rows of the whole batch's mask, for a tensor whose first axis is the share's."""
         share = self.share
@@ -50,6 +60,30 @@ class Dropout(nn.Module):
         whole = torch.empty((share.total * rows, *like.shape[1:]), dtype=like.dtype, device=like.device)
         own = whole.bernoulli_(1 - self.p).div_(1 - self.p)[share.begin * rows : share.stop * rows]
         return own.clone()  # a view would keep the whole for the backward pass
+
+
+class _OwnMasks(torch.autograd.Function):
+    """Masks that each member of a population draws from its own generator, as it would alone."""
+
+    @staticmethod
+    def forward(x: Tensor, p: float, generators: list[torch.Generator]) -> Tensor:
+        """Never called: only a map over members knows whose mask is whose."""
+        raise NotImplementedError
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Nothing to save: the product below is differentiated as such."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, p: float, generators: list[torch.Generator]
+    ) -> tuple[Tensor, int]:
+        """(member, batch, ...) with entries dropped."""
+        x = x.movedim(in_dims[0] or 0, 0)
+        mask = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
+        for own, generator in zip(mask, generators, strict=True):
+            own.bernoulli_(1 - p, generator=generator)
+        return x * mask.div_(1 - p), 0
 
 
 def take_share(model: nn.Module, share: Share | None) -> None:

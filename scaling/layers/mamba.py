@@ -109,6 +109,7 @@ class Mamba(nn.Module):
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
         conv, dt = self.conv1d, self.dt_proj
+        assert conv.bias is not None
         xz = at_least_single(self.in_proj(u))
         y = mamba_inner(
             xz, conv.weight.squeeze(1), conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias

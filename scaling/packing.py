@@ -1,0 +1,96 @@
+"""Which runs of a sweep are trained together: as many of one shape as memory holds and the machine is faster for.
+
+What is packed together has no say in what comes out, so it is chosen here and now, by trying.
+"""
+
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+
+import psutil
+import torch
+from torch import Tensor
+
+from scaling.errors import UserError
+from scaling.packs import Packs
+from scaling.population import seconds_per_update, shape_of
+from scaling.runs import Runs
+
+GAIN = 0.95
+"""A larger pack must bring the time per run below this share of the smaller one's."""
+
+SLOW = 0.1
+"""Seconds of one update on a CPU above which there is nothing to gain: arithmetic, not calls, takes the time."""
+
+MEMORY = 0.5
+"""Share of the free memory that packs may take."""
+
+
+def packs_of(runs: Runs, names: Sequence[str], slots: int, wanted: int | None) -> Packs:
+    """The packs of some runs of a sweep.
+
+    Args:
+        runs: the sweep.
+        names: the runs to be done.
+        slots: processes that will work on them at a time, none of which is to be idle.
+        wanted: the size that the user asks for; nothing to find it by trying on this machine.
+
+    Raises:
+        UserError: a size is asked for, and no two runs have a shape in common.
+
+    """
+    shapes: dict[str, Hashable] = {
+        name: shape_of(runs.specs[name], runs.store(runs.specs[name]).space) for name in names
+    }
+    alike: dict[Hashable, list[str]] = defaultdict(list)
+    for name, shape in shapes.items():
+        alike[shape].append(name)
+    if wanted is not None:
+        if wanted > 1 and all(len(each) == 1 for each in alike.values()):
+            raise UserError(
+                f"--pack {wanted}: no two of the {len(names)} runs to be done have the shape in common (all of model, "
+                "train.batch, train.precision and the dataset's space), so none can be trained together"
+            )
+        return Packs(shapes, dict.fromkeys(alike, wanted), dict.fromkeys(alike, 1.0))
+    sizes, shares = dict.fromkeys(alike, 1), dict.fromkeys(alike, 1.0)
+    for shape, each in sorted(alike.items(), key=lambda item: _work(runs, item[1][0])):
+        most = -(-len(each) // slots)
+        sizes[shape], shares[shape] = _tried(runs, each[:most], slots) if most > 1 else (1, 1.0)
+        if most > 1 and sizes[shape] == 1:  # larger ones gain even less
+            break
+    return Packs(shapes, sizes, shares)
+
+
+def _work(runs: Runs, name: str) -> int:
+    model = runs.specs[name].model
+    return model.width**2 * model.depth * model.context * runs.specs[name].train.batch
+
+
+def _tried(runs: Runs, names: list[str], slots: int) -> tuple[int, float]:
+    """The best size among powers of two and all, and its time per run over that of one alone."""
+    specs = [runs.specs[name] for name in names]
+    store = runs.store(specs[0])
+    best, alone = 1, seconds_per_update(specs[:1], store, 0.2)
+    if alone > SLOW and not torch.cuda.is_available():
+        return 1, 1.0
+    fastest, most = alone, min(len(names), _room(runs, names[0], slots))
+    for size in [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else []):
+        each = seconds_per_update(specs[:size], store, 0.2) / size
+        if each > GAIN * fastest:
+            break
+        best, fastest = size, each
+    return best, fastest / alone
+
+
+def _room(runs: Runs, name: str, slots: int) -> int:
+    """How many networks of this shape have room in memory at a time, in each of the processes."""
+    spec = runs.specs[name]
+    kept: dict[int, int] = {}
+
+    def count(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        seconds_per_update([spec], runs.store(spec), 0.0)
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available / slots
+    return max(1, int(MEMORY * free / max(1, sum(kept.values()))))

@@ -1,0 +1,229 @@
+"""Runs whose networks have one shape, trained as one program; each has its own data, seed, rates, curve and row.
+
+A run comes out as it would alone, but for rounding: its draws depend on its own seed, and its dropout on a generator
+that stands where that of a run alone would. One that ends, diverges or is told to stop leaves, and the others go on.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from scaling import provenance
+from scaling.checkpoint import Keeper, Nobody, State
+from scaling.cost import Cost, Subset, cost_of, subset_of
+from scaling.course import Course
+from scaling.errors import Diverged, Interrupted, UserError
+from scaling.evaluate import check_env, episode_rows, play, summed_loss
+from scaling.identity import canonical, check_model
+from scaling.spec import ModelSpec, RunSpec, Space
+from scaling.stack import Network, Stack, network_of
+from scaling.store import Store
+from scaling.train import Outcome, accelerator_for, row_of, seeded
+from scaling.training import Report, build, residents
+
+Ended = Outcome | Diverged | Interrupted | UserError
+"""How a run left its population."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run that is to be trained with others."""
+
+    spec: RunSpec
+    store: Store
+    report: Report
+    keeper: Keeper
+    state: State | None
+    """To go on from."""
+
+
+def shape_of(spec: RunSpec, space: Space) -> tuple[ModelSpec, int, str, Space]:
+    """What runs must have in common to be trained together."""
+    spec = canonical(spec)
+    return spec.model, spec.train.batch, spec.train.precision, space
+
+
+def train_together(entries: Sequence[Entry]) -> Iterator[tuple[int, Ended]]:
+    """Train all; each entry's number and how it ended, as soon as it has.
+
+    Raises:
+        ValueError: the runs differ in shape.
+
+    """
+    if len({shape_of(entry.spec, entry.store.space) for entry in entries}) > 1:
+        raise ValueError("runs of different shapes cannot be trained together")
+    provenance.reset_peak_memory()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with accelerator_for(entries[0].spec) as accelerator:
+        members = []
+        for number, entry in enumerate(entries):
+            try:
+                members.append(_Member(number, entry, accelerator, len(entries)))
+            except UserError as error:
+                yield number, error
+        if members:
+            yield from Population(members, accelerator).course()
+
+
+class _Member:
+    """One run of a population."""
+
+    def __init__(self, number: int, entry: Entry, accelerator: Accelerator, packed: int) -> None:
+        self.number, self.entry, self.accelerator, self.packed = number, entry, accelerator, packed
+        self.spec = spec = canonical(entry.spec)
+        self.space: Space = entry.store.space
+        self.subset: Subset = subset_of(spec, entry.store)
+        check_model(spec, self.space)
+        check_env(spec, self.space)
+        self.cost: Cost = cost_of(spec, entry.store, self.subset)
+        places = residents(spec, self.subset, accelerator)
+        self.course = Course(spec, self.space, self.subset, self.cost.updates, accelerator.device, *places)
+        with seeded(spec.seed):
+            self.model, optimiser = build(spec, self.space)
+            generators = {"cpu": torch.get_rng_state()}
+            if accelerator.device.type == "cuda":
+                generators["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+        self.total = 0.0
+        """Training losses between the last point of the curve and the start of this program."""
+        if entry.state is not None:
+            self.course.restore(entry.state)
+            self.model.load_state_dict(entry.state["model"])
+            optimiser.load_state_dict(entry.state["optimiser"])
+            generators, self.total = entry.state["generators"], float(entry.state["total"])
+        self.generators = generators
+        generator = torch.Generator(accelerator.device)
+        generator.set_state(generators[accelerator.device.type])
+        self.network: Network = network_of(self.model, optimiser, generator, spec.train.clip)
+
+    def outcome(self, stack: Stack, at: int) -> Outcome:
+        """The rows of a run whose curve is complete."""
+        if self.entry.keeper.wants() or self.entry.keeper.keeps_last:
+            self.entry.keeper.keep(self.state(stack, at))
+        played = self._rollouts(stack, at)
+        measured = {**self.course.measured(self.cost), "processes": 1, "micro_batches": 1, "packed": self.packed}
+        return row_of(self.spec, self.entry.store, self.subset, self.cost, measured, played, self.accelerator)
+
+    def _rollouts(self, stack: Stack, at: int) -> list[dict[str, Any]]:
+        if self.spec.evaluate.env is None:
+            return []
+
+        def pause() -> None:
+            if self.entry.keeper.wants():
+                self.entry.keeper.keep(self.state(stack, at))
+
+        with self.course.clock("evaluate"), self.accelerator.autocast():
+            model, normalise = stack.alone(at), self.course.normalise
+            return episode_rows(self.spec, play(model, self.spec, self.space, normalise, stack.device, pause))
+
+    def state(self, stack: Stack, at: int) -> State:
+        """What a run alone, too, could go on from."""
+        kind = self.accelerator.device.type
+        return {
+            **self.course.state(),
+            **stack.state(at),
+            "generators": {**self.generators, kind: self.network.generator.get_state()},
+            "total": torch.tensor(self.total, dtype=torch.float64),
+        }
+
+
+class Population:
+    """The runs that are still under way."""
+
+    def __init__(self, members: list[_Member], accelerator: Accelerator) -> None:
+        self.members, self.accelerator = members, accelerator
+        self.stack = Stack(members[0].model, [member.network for member in members], accelerator.device)
+        self.totals = torch.zeros(len(members), dtype=torch.float64, device=accelerator.device)
+
+    def course(self) -> Iterator[tuple[int, Ended]]:
+        """Update all until all have ended."""
+        while self.members:
+            yield from self._drop(self._arrivals())
+            if self.members:
+                self.update()
+                yield from self._drop(self._interruptions())
+
+    def update(self) -> None:
+        """One step of each member on its own windows."""
+        begin = time.perf_counter()
+        drawn = [member.course.draw() for member in self.members]
+        given = [member.course.batches(starts) for member, (starts, _) in zip(self.members, drawn, strict=True)]
+        inputs = [torch.stack(each) for each in zip(*((*inputs, mask) for inputs, mask in given), strict=True)]
+        factors = torch.tensor([1.0 / steps for _, steps in drawn]).to(self.stack.device)
+        with self.accelerator.autocast():
+            losses = self.stack.losses(_loss, *inputs, factors)
+        self.stack.step(losses, [member.course.rate for member in self.members])
+        self.totals += losses.detach()
+        share = (time.perf_counter() - begin) / len(self.members)
+        for member, (_, steps) in zip(self.members, drawn, strict=True):
+            member.course.updated(steps)
+            member.course.spend("train", share)
+
+    def _arrivals(self) -> Iterator[tuple[int, Ended]]:
+        """Measure the members that are at a point of their curves; those that ended there."""
+        for at, member in enumerate(self.members):
+            try:
+                if member.course.mark == member.course.done:
+                    self._measure(at, member)
+                if member.course.mark is None:
+                    yield at, member.outcome(self.stack, at)
+            except (Diverged, Interrupted, UserError) as error:
+                yield at, error
+
+    def _measure(self, at: int, member: _Member) -> None:
+        begin = time.perf_counter()
+        trained = member.total + float(self.totals[at])  # waits for the device, so that the clock is right
+        member.course.spend("train", time.perf_counter() - begin)
+        with member.course.clock("evaluate"), self.accelerator.autocast():
+            summed = float(member.course.held_out.summed(self.stack.alone(at)))
+        mark, loss = member.course.done, member.course.measure(trained, summed)
+        member.total, self.totals[at] = 0.0, 0.0
+        member.entry.report(mark, loss)
+
+    def _interruptions(self) -> Iterator[tuple[int, Ended]]:
+        """Save the states that are to be saved; the members that ended by that."""
+        for at, member in enumerate(self.members):
+            if member.entry.keeper.wants():
+                member.total, self.totals[at] = member.total + float(self.totals[at]), 0.0
+                try:
+                    member.entry.keeper.keep(member.state(self.stack, at))
+                except Interrupted as error:
+                    yield at, error
+
+    def _drop(self, ended: Iterator[tuple[int, Ended]]) -> Iterator[tuple[int, Ended]]:
+        """Go on without those that ended."""
+        gone = set()
+        for at, how in ended:
+            gone.add(at)
+            yield self.members[at].number, how
+        if gone:
+            left = [at for at in range(len(self.members)) if at not in gone]
+            self.stack.keep(left)
+            self.members, self.totals = [self.members[at] for at in left], self.totals[left]
+
+
+def _loss(
+    predicted: Tensor, rtg: Tensor, state: Tensor, action: Tensor, timestep: Tensor, mask: Tensor, factor: Tensor
+) -> Tensor:
+    return summed_loss(predicted, action, mask) * factor
+
+
+def seconds_per_update(specs: Sequence[RunSpec], store: Store, budget: float) -> float:
+    """Median wall time of one update of a population of these runs, here and now, from about ``budget`` seconds."""
+    entries = [Entry(spec=spec, store=store, report=lambda *_: None, keeper=Nobody(), state=None) for spec in specs]
+    with accelerator_for(specs[0]) as accelerator:
+        population = Population([_Member(0, entry, accelerator, len(specs)) for entry in entries], accelerator)
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < 3 or (len(times) < 12 and time.perf_counter() - begin < budget):
+            start = time.perf_counter()
+            population.update()
+            population.totals.cpu()
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
