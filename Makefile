@@ -27,7 +27,7 @@ notebooks: .venv/installed-test
 	$(BIN)/jupyter execute --inplace analysis/*.ipynb
 
 benchmarks: .venv/installed-test
-	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.sweeps
 	$(BIN)/python -m benchmarks.chaos
