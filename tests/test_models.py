@@ -374,6 +374,16 @@ def test_flops_are_those_that_pytorch_counts_plus_conv_and_scan(changes, space, 
     assert plug.load("models", spec.kind).flops(spec, space, 6) == counter.get_total_flops() + unseen
 
 
+@pytest.mark.parametrize(("changes", "space", "mamba_tokens"), FLOP_CASES)
+def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space, mamba_tokens):
+    spec, module = (
+        small(**{"width": 32, "depth": 2, "context": 6, **changes}),
+        plug.load("models", changes.get("kind", "mambadm")),
+    )
+    rest = module.flops(spec, space, 6) - module.products(spec, space, 6)
+    assert rest == 2 * scan_and_conv(shape_of(spec), mamba_tokens)
+
+
 def test_mamba_has_the_parameter_names_of_mamba_ssm():
     expected = (
         "A_log D in_proj.weight conv1d.weight conv1d.bias x_proj.weight dt_proj.weight dt_proj.bias out_proj.weight"

@@ -10,7 +10,7 @@ output from the one that began first, in which it sees most of the past: with an
 is the last output of the sub-sequence ending there, as in GLAM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from scaling.errors import UserError
 from scaling.layers import mamba
-from scaling.layers.mamba import Mamba, MambaState
+from scaling.layers.mamba import Mamba, MambaShape, MambaState
 from scaling.spec import ModelSpec
 
 SCOPES: dict[str, tuple[str, ...]] = {
@@ -244,13 +244,13 @@ def _count_local(spec: ModelSpec) -> int:
     return copies * mamba.count(mamba.shape_of(spec, local=True))
 
 
-def flops(spec: ModelSpec, time: int) -> int:
-    """Forward floating-point operations of one mixer for a window of ``time`` timesteps."""
+def flops(spec: ModelSpec, time: int, block: Callable[[MambaShape], int] = mamba.flops) -> int:
+    """Forward floating-point operations of one mixer for a window of ``time`` timesteps; ``block``: of a token."""
     scopes = SCOPES[spec.branches]
     length = min(spec.subsequence, time)
     each = {
-        "global": 3 * time * mamba.flops(mamba.shape_of(spec)),
-        "local": 3 * windows(spec, time) * length * mamba.flops(mamba.shape_of(spec, local=True)),
+        "global": 3 * time * block(mamba.shape_of(spec)),
+        "local": 3 * windows(spec, time) * length * block(mamba.shape_of(spec, local=True)),
     }
     gate = 3 * time * 2 * spec.width**2 if len(scopes) == 2 and spec.fusion == "gate" else 0
     return sum(each[scope] for scope in scopes) + gate

@@ -161,6 +161,10 @@ def flops(shape: MambaShape) -> int:
     Two per weight of a projection or tap. The scan does seven per channel and state: dt A, exp, decay h, drive B,
     their sum, C h and its sum. Activations, gate and skip are left out, being of the order of the channels.
     """
+    return products(shape) + 2 * shape.inner * shape.d_conv + 7 * shape.inner * shape.d_state
+
+
+def products(shape: MambaShape) -> int:
+    """Those of them that are matrix products, whether a kernel of their own computes them or that of the block."""
     d, inner, rank = shape.width, shape.inner, shape.rank
-    projections = d * 2 * inner + inner * (rank + 2 * shape.d_state) + rank * inner + inner * d
-    return 2 * projections + 2 * inner * shape.d_conv + 7 * inner * shape.d_state
+    return 2 * (d * 2 * inner + inner * (rank + 2 * shape.d_state) + rank * inner + inner * d)

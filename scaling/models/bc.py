@@ -78,3 +78,8 @@ def flops(spec: ModelSpec, space: Space, time: int) -> int:
     """Forward floating-point operations for one window of ``time`` timesteps."""
     products = _inputs(spec, space) + (spec.depth - 1) * spec.width + space.action
     return time * (2 * spec.width * products + (conv_encoder.flops(spec) if space.image else 0))
+
+
+def products(spec: ModelSpec, space: Space, time: int) -> int:
+    """Those of them that are matrix products, a convolution of pictures among them: what a step cannot do without."""
+    return flops(spec, space, time)

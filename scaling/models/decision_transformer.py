@@ -74,3 +74,8 @@ def _count_unused(spec: ModelSpec, space: Space) -> int:
 def flops(spec: ModelSpec, space: Space, time: int) -> int:
     """Forward floating-point operations for one window of ``time`` timesteps."""
     return sequence.flops(spec, space, time, attention.flops(spec, 3 * time))
+
+
+def products(spec: ModelSpec, space: Space, time: int) -> int:
+    """Those of them that are matrix products, a convolution of pictures among them: what a step cannot do without."""
+    return flops(spec, space, time)

@@ -52,3 +52,8 @@ def count(spec: ModelSpec, space: Space) -> dict[str, int]:
 def flops(spec: ModelSpec, space: Space, time: int) -> int:
     """Forward floating-point operations for one window of ``time`` timesteps."""
     return sequence.flops(spec, space, time, 3 * time * mamba.flops(mamba.shape_of(spec)))
+
+
+def products(spec: ModelSpec, space: Space, time: int) -> int:
+    """Those of them that are matrix products, a convolution of pictures among them: what a step cannot do without."""
+    return sequence.flops(spec, space, time, 3 * time * mamba.products(mamba.shape_of(spec)))

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import itertools
 
-from scaling.layers import gloma, sequence, tokens
+from scaling.layers import gloma, mamba, sequence, tokens
 from scaling.layers.gloma import GLoMa
 from scaling.layers.sequence import Layer, RecurrentModel
 from scaling.spec import ModelSpec, Space
@@ -81,3 +81,9 @@ def flops(spec: ModelSpec, space: Space, time: int) -> int:
     """Forward floating-point operations for one window of ``time`` timesteps."""
     spec = widened(spec)
     return sequence.flops(spec, space, time, gloma.flops(spec, time))
+
+
+def products(spec: ModelSpec, space: Space, time: int) -> int:
+    """Those of them that are matrix products, a convolution of pictures among them: what a step cannot do without."""
+    spec = widened(spec)
+    return sequence.flops(spec, space, time, gloma.flops(spec, time, mamba.products))
