@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.modules import instead
-from scaling.ops.causal_conv import causal_conv_ref
+from scaling.ops.causal_conv import causal_conv
 
 Inner = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """As :func:`scaling.ops.mamba_inner.mamba_inner`."""
@@ -44,7 +44,7 @@ def around(scan: Scan) -> Inner:
         dt_bias: Tensor,
     ) -> Tensor:
         x, z = xz.chunk(2, dim=-1)
-        x = causal_conv_ref(x, conv_weight, conv_bias)
+        x = causal_conv(x, conv_weight, conv_bias)
         rank, states = dt_weight.shape[1], A_log.shape[1]
         low_rank, B, C = functional.linear(x, x_weight).split([rank, states, states], dim=-1)
         return scan(x, functional.linear(low_rank, dt_weight), -A_log.exp(), B, C, D, z, dt_bias)

@@ -11,6 +11,7 @@ from scaling.exit_codes import INTERRUPTED, USER_ERROR
 
 VERBS = {
     "plan": "plan_verb",
+    "profile": "profile_verb",
     **dict.fromkeys(("run", "status", "retry", "collect"), "run_verbs"),
     **dict.fromkeys(("fit", "select"), "fit_verbs"),
     **dict.fromkeys(("answer", "next", "power", "report"), "decision_verbs"),

@@ -7,7 +7,7 @@ from typing import Protocol
 from scaling.building import cache_folder
 from scaling.manifest import Known, Manifest
 from scaling.order import Order
-from scaling.plan import Costs
+from scaling.plan import Costs, longest_first
 from scaling.root import Root
 from scaling.runs import Runs
 from scaling.spec import to_dict
@@ -67,7 +67,7 @@ def available_cpus() -> int:
 
 
 def orders_of(runs: Runs, costs: Costs, root: Root, replaces: Replaces, habits: Habits) -> dict[str, Order]:
-    """What is to be done of a sweep, longest first, so that no long run is left for the end.
+    """What is to be done of a sweep, longest first.
 
     Args:
         runs: the sweep.
@@ -77,7 +77,6 @@ def orders_of(runs: Runs, costs: Costs, root: Root, replaces: Replaces, habits: 
         habits: of the runs.
 
     """
-    ordered = sorted(replaces, key=lambda name: costs[name].C, reverse=True)
     return {
         name: Order(
             run_id=name,
@@ -91,7 +90,7 @@ def orders_of(runs: Runs, costs: Costs, root: Root, replaces: Replaces, habits: 
             keep_checkpoint=habits.keep_checkpoints,
             replaces=replaces[name],
         )
-        for name in ordered
+        for name in longest_first(costs, replaces)
     }
 
 

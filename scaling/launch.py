@@ -64,7 +64,7 @@ def launch(
     _check_batches(runs, settings.resources.workers)
     costs = plan.plan(runs)
     _check_root(root, runs.sweep.name, digest)
-    seconds = plan.estimate_seconds(runs, costs, budget=0.2)
+    seconds = plan.estimate(runs, costs, budget=0.2).seconds
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
     packs = _packs(runs, list(orders), settings)

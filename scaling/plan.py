@@ -1,14 +1,35 @@
 """What a sweep will take, before anything is started."""
 
+import heapq
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from scaling.cost import Cost, cost_of
+from scaling import neighbours
+from scaling.calibration import Shape, calibrate, shape_of, timing
+from scaling.cost import Cost, cost_of, subset_of
 from scaling.evaluate import check_env, check_recurrent
 from scaling.runs import Runs
-from scaling.train import seconds_per_update
+from scaling.spec import RunSpec
+from scaling.store import Store
+from scaling.timing import Timing
 
 Costs = dict[str, Cost]
 """Cost of each run by run_id."""
+
+BUDGET = 6.0
+"""Seconds of trials; with what a process does but once, and the last trial begun, a plan takes somewhat longer."""
+
+START_UP = 12.0
+"""Seconds from the command to the first update: imports, a calibration, Ray and its processes.
+
+Measured by ``python -m benchmarks.prediction``, which prints what it would be here.
+"""
+
+PER_RUN = 0.3
+"""Seconds that a run takes beside what is calibrated: claim, rows, Tune's next trial. Measured by the same."""
 
 
 def plan(runs: Runs) -> Costs:
@@ -25,23 +46,101 @@ def plan(runs: Runs) -> Costs:
     return {name: cost_of(spec, runs.store(spec)) for name, spec in runs.specs.items()}
 
 
-def estimate_seconds(runs: Runs, costs: Costs, budget: float = 1.5) -> dict[str, float]:
-    """Seconds that each run will take in one process like this one, by run_id; rollouts are not counted.
+def longest_first(costs: Costs, names: Iterable[str]) -> list[str]:
+    """The order in which runs are started, so that no long one is left for the end."""
+    return sorted(names, key=lambda name: costs[name].C, reverse=True)
 
-    A few updates of the cheapest and of the dearest model are timed; the time of an update is taken to be linear in
-    its FLOPs in between. A held-out loss costs a third of an update per window. Timing takes about ``budget`` seconds
-    for each of the two.
+
+def makespan(seconds: Sequence[float], slots: int) -> float:
+    """Seconds until all are done, each begun in this order as soon as one of the slots is free."""
+    ends = [0.0] * slots
+    for taken in seconds:
+        heapq.heapreplace(ends, ends[0] + taken)
+    return max(ends)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """What the runs of a sweep will take here."""
+
+    seconds: dict[str, float]
+    """Of each run by run_id; of those that do not fit into memory, what they would take with more of it."""
+    parts: dict[str, int]
+    """Runs that do not fit into memory whole: in how many parts they would compute a batch, or none if no part fits."""
+    tried: int
+    """Shapes that were tried."""
+    shapes: int
+    took: float
+    """Seconds that the trials took."""
+
+    def wall(self, costs: Costs, names: Iterable[str], slots: int) -> float:
+        """Seconds from the command to the last row, if these runs are left; those that do not fit fail in no time."""
+        left = [name for name in longest_first(costs, names) if self.parts.get(name, 1)]
+        return START_UP + makespan([self.seconds[name] for name in left], slots) if left else 0.0
+
+
+def estimate(runs: Runs, costs: Costs, budget: float = BUDGET, company: int = 0, threads: int = 1) -> Estimate:
+    """What each run will take, from trials of about ``budget`` seconds in all.
+
+    Counted are updates, held-out losses, rollouts, and what a run takes besides. Of every kind of network the cheapest
+    and the dearest shape are tried at any rate; see :mod:`scaling.calibration` for those between. Rollouts are taken to
+    last as long as recorded episodes, and a run to convergence to take all the updates it may.
+
+    Args:
+        runs: the sweep.
+        costs: of its runs.
+        budget: seconds.
+        company: processes that are kept busy meanwhile, as other runs will be.
+        threads: of each of these.
+
     """
-    per_update = {name: cost.C / cost.updates for name, cost in costs.items()}
-    ends = {
-        per_update[name]: name
-        for name in (min(per_update, key=per_update.__getitem__), max(per_update, key=per_update.__getitem__))
+    begin = time.perf_counter()
+    shapes = {name: _shape(runs, name, costs[name]) for name in runs.specs}
+    with neighbours.busy(company, threads):
+        trials = calibrate(list(dict.fromkeys(shapes.values())), budget)
+    points = _Points()
+    seconds = {
+        name: _seconds(spec, shapes[name], costs[name], timing(shapes[name], trials), points)
+        for name, spec in runs.specs.items()
     }
-    seconds = [seconds_per_update(runs.specs[name], runs.store(runs.specs[name]), budget) for name in ends.values()]
-    estimates = {}
-    for name, spec in runs.specs.items():
-        update = float(np.interp(per_update[name], list(ends), seconds))
-        windows = spec.data.held_out * len(runs.store(spec).states) / spec.model.context
-        held_out = spec.train.evaluations * windows / spec.train.batch / 3
-        estimates[name] = update * (costs[name].updates + held_out)
-    return estimates
+    tight = {shape: found.micro_batches if found else 0 for shape, found in trials.items()}
+    parts = {name: tight[shape] for name, shape in shapes.items() if tight.get(shape, 1) != 1}
+    return Estimate(seconds, parts, len(trials), len(set(shapes.values())), time.perf_counter() - begin)
+
+
+def _shape(runs: Runs, name: str, cost: Cost) -> Shape:
+    spec = runs.specs[name]
+    return shape_of(spec, runs.store(spec), cost.C / (cost.updates * spec.train.batch))
+
+
+def _seconds(spec: RunSpec, shape: Shape, cost: Cost, timing: Timing | None, points: "_Points") -> float:
+    """What a run takes whose parts take so long."""
+    if timing is None:
+        return 0.0
+    held_out = min(spec.train.evaluations, cost.updates) * points.windows(spec, shape.store) * timing.window
+    played = rollout_steps(spec, shape.store) * timing.step
+    return PER_RUN + timing.prepare + cost.updates * timing.update + held_out + played
+
+
+class _Points:
+    """Counts the windows of a held-out loss, once for all runs that share them."""
+
+    def __init__(self) -> None:
+        self._counted: dict[tuple[object, ...], int] = {}
+
+    def windows(self, spec: RunSpec, store: Store) -> int:
+        """Of one point of the curve."""
+        key = store.digest, spec.data.held_out, spec.model.context
+        if key not in self._counted:
+            self._counted[key] = len(subset_of(spec, store).held_out.tiles())
+        return self._counted[key]
+
+
+def rollout_steps(spec: RunSpec, store: Store) -> float:
+    """Steps until the last of a run's rollouts ends, if they last as long as episodes recorded by chance: E[max]."""
+    if spec.evaluate.env is None:
+        return 0.0
+    lengths = np.minimum(np.sort(store.lengths), spec.evaluate.max_steps)
+    below = np.arange(len(lengths) + 1) / len(lengths)
+    episodes = spec.evaluate.episodes * len(spec.evaluate.targets)
+    return float((np.diff(below**episodes) * lengths).sum())

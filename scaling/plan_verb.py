@@ -14,11 +14,12 @@ from scaling.identity import read_fields
 from scaling.progress import duration
 from scaling.root import open_root
 from scaling.run_verbs import CPUS, ROOT, THREADS
-from scaling.runs import identify, value_of
+from scaling.runs import Runs, identify, value_of
 from scaling.spec import RunSpec
 
 if TYPE_CHECKING:  # optional extra: train
     from scaling.cost import Cost
+    from scaling.plan import Estimate
 
 COLUMNS = (
     *("run", "kind", "width", "depth", "fraction", "draw", "seed"),
@@ -41,7 +42,8 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     """Show the runs of SWEEP with their size, data, compute and time; start nothing.
 
     N counts trainable parameters outside the input embeddings, D distinct transitions, C training FLOPs; exposures
-    are passes over each transition. A few updates of two models are timed here to estimate the time.
+    are passes over each transition. The time is from short trials of some of the networks here, on as many busy cores
+    as the runs will have, and includes start-up, held-out losses and rollouts as long as recorded episodes.
     """
     import torch  # optional extra: train
 
@@ -51,13 +53,14 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     runs = identify(grid.read(sweep))
     costs = plan.plan(runs)
     torch.set_num_threads(threads)
-    seconds = plan.estimate_seconds(runs, costs)
     rows = results.brief(open_root(root), list(runs.specs), ("status",))
     waiting = set(runs.specs) - set(rows)
+    slots = max(1, min((cpus or available_cpus()) // threads, len(waiting)))
+    expected = plan.estimate(runs, costs, company=0 if torch.cuda.is_available() else slots - 1, threads=threads)
     varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
     heads = (*COLUMNS[:7], *varying, *COLUMNS[7:])
     lines = [
-        _line(name, spec, costs[name], varying, seconds[name], rows[name]["status"] if name in rows else "")
+        _line(name, spec, costs[name], varying, _time(expected, name), rows[name]["status"] if name in rows else "")
         for name, spec in runs.specs.items()
     ]
     console = Console(width=None if sys.stdout.isatty() else 160 + 16 * len(varying))
@@ -65,16 +68,36 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
         console.print(f"Question: {runs.sweep.question}", highlight=False)
     _show(console, heads, lines)
     _show_confounding(console, costs)
-    left = sum(seconds[name] for name in waiting)
-    slots = max(1, (cpus or available_cpus()) // threads)
     total = sum(cost.C for cost in costs.values())
-    console.print(
+    click.echo(
         f"{len(runs.specs)} runs, C = {total:.2e} FLOPs in all; {len(waiting)} to do: about "
-        f"{duration(left / min(slots, max(1, len(waiting))))} on this machine, {slots} at a time, without rollouts"
+        f"{duration(expected.wall(costs, waiting, slots))} on this machine, {slots} at a time"
     )
+    for line in _notes(runs, expected):
+        click.echo(line)
 
 
-def _line(name: str, spec: RunSpec, cost: "Cost", varying: list[str], seconds: float, status: str) -> list[str]:
+def _notes(runs: Runs, expected: "Estimate") -> list[str]:
+    """Where the times are from, and what memory does not suffice for."""
+    said = [
+        f"{expected.tried} of {expected.shapes} shapes of network and batch were tried here in {expected.took:.0f} s"
+    ]
+    if expected.tried < expected.shapes:
+        said = [f"{said[0]}, the others read off between them in log-log over FLOPs"]
+    tight = {runs.label(name).partition(",")[0]: parts for name, parts in expected.parts.items()}
+    return said + [
+        f"{label} does not fit into memory here"
+        + (f" whole: its batches are computed in {parts} parts" if parts else "; its runs would fail")
+        for label, parts in tight.items()
+    ]
+
+
+def _time(expected: "Estimate", name: str) -> str:
+    """A run's time, as the table shows it."""
+    return duration(expected.seconds[name]) if expected.parts.get(name, 1) else "does not fit"
+
+
+def _line(name: str, spec: RunSpec, cost: "Cost", varying: list[str], taken: str, status: str) -> list[str]:
     """One run, as the table shows it."""
     model, data, read = spec.model, spec.data, read_fields(spec)
     fixed = [name[:8], model.kind, model.width, model.depth, f"{cost.share:.4g}", data.draw, spec.seed]
@@ -86,7 +109,7 @@ def _line(name: str, spec: RunSpec, cost: "Cost", varying: list[str], seconds: f
         f"{'≤ ' if spec.train.budget == 'convergence' else ''}{cost.updates:,}",
         f"{cost.exposures:.3g}",
         f"{cost.C:.2e}",
-        duration(seconds),
+        taken,
         status,
     ]
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,15 +197,9 @@ def _device_name(accelerator: Accelerator) -> str:
     return torch.cuda.get_device_name(accelerator.device) if on_gpu else provenance.processor()
 
 
-def seconds_per_update(spec: RunSpec, store: Store, budget: float) -> float:
-    """Median wall time of one update of this run, here and now, from about ``budget`` seconds of trying."""
+@contextmanager
+def rehearsal(spec: RunSpec, store: Store, micro_batches: int = 1) -> Iterator[Training]:
+    """The run before its first update, in this process alone, to be tried and timed; nothing of it is kept."""
     forget_company()
     with accelerator_for(spec) as accelerator, seeded(spec.seed):
-        training = Training(spec, store.space, subset_of(spec, store), 1, accelerator)
-        times: list[float] = []
-        begin = time.perf_counter()
-        while len(times) < 3 or (len(times) < 12 and time.perf_counter() - begin < budget):
-            start = time.perf_counter()
-            float(training.update())
-            times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        yield Training(spec, store.space, subset_of(spec, store), 1, accelerator, micro_batches)

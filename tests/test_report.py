@@ -196,7 +196,7 @@ def test_losses_that_have_no_logarithm_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "verb", ["plan", "run", "status", "collect", "fit", "select", "answer", "next", "power", "report"]
+    "verb", ["plan", "profile", "run", "status", "collect", "fit", "select", "answer", "next", "power", "report"]
 )
 def test_every_verb_explains_itself(verb):
     code, said, _ = call(verb, "--help")
