@@ -29,6 +29,7 @@ notebooks: .venv/installed-test
 benchmarks: .venv/installed-test
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.sweeps
 	$(BIN)/python -m benchmarks.chaos
 	$(BIN)/python -m benchmarks.data

@@ -48,10 +48,15 @@ def shape_of(spec: RunSpec, store: Store, flops: float) -> Shape:
     return Shape((spec.model, spec.train.batch, spec.train.precision, spec.evaluate, store.digest), spec, store, flops)
 
 
+def warm_up(shapes: Sequence[Shape]) -> float:
+    """Seconds for what a process does but once, as late imports and the loading of kernels, and a shortest trial."""
+    cheapest, begin = min(shapes, key=lambda shape: shape.flops), time.perf_counter()
+    timing_of(cheapest.spec, cheapest.store, 0.0)
+    return time.perf_counter() - begin
+
+
 def calibrate(shapes: Sequence[Shape], budget: float) -> Trials:
     """Trials of the cheapest and the dearest shape of each family, then of others until about ``budget`` is spent."""
-    cheapest = min(shapes, key=lambda shape: shape.flops)
-    timing_of(cheapest.spec, cheapest.store, 0.0)  # what a process does but once
     each, end = float(np.clip(budget / len(shapes), *EACH)), time.perf_counter() + budget
     trials: Trials = {}
     while shape := _next(shapes, trials, time.perf_counter() > end):

@@ -64,12 +64,11 @@ def launch(
     _check_batches(runs, settings.resources.workers)
     costs = plan.plan(runs)
     _check_root(root, runs.sweep.name, digest)
-    seconds = plan.estimate(runs, costs, budget=0.2).seconds
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
     packs = _packs(runs, list(orders), settings)
     work = Work(root, list(orders), replaces, settings.wait, settings.is_sound, packs)
-    todo = {name: seconds[name] * packs.share(name) for name in orders}
+    todo = {name: plan.proportion(costs[name]) * packs.share(name) for name in orders}
     updates = {name: costs[name].updates for name in orders}
     with SweepProgress(Console(stderr=True), todo, updates, len(runs.specs) - len(todo)) as shown:
         if settings.resources.address == NO_RAY:

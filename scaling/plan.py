@@ -3,14 +3,15 @@
 import heapq
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scaling import neighbours
-from scaling.calibration import Shape, calibrate, shape_of, timing
+from scaling.calibration import Shape, calibrate, shape_of, timing, warm_up
 from scaling.cost import Cost, cost_of, subset_of
 from scaling.evaluate import check_env, check_recurrent
+from scaling.packs import Packs
 from scaling.runs import Runs
 from scaling.spec import RunSpec
 from scaling.store import Store
@@ -22,14 +23,18 @@ Costs = dict[str, Cost]
 BUDGET = 6.0
 """Seconds of trials; with what a process does but once, and the last trial begun, a plan takes somewhat longer."""
 
-START_UP = 12.0
-"""Seconds from the command to the first update: imports, a calibration, Ray and its processes.
+START_UP, IMPORTS = 3.0, 6.0
+"""Seconds from the command to the first run: a constant, and so many times what imports take in one process.
 
-Measured by ``python -m benchmarks.prediction``, which prints what it would be here.
+The driver imports, then Ray and its own processes, then those that train, all at once. ``python -m
+benchmarks.prediction`` measures it; on two cores that were busy with other work it was 7 to 13 times the imports.
 """
 
 PER_RUN = 0.3
-"""Seconds that a run takes beside what is calibrated: claim, rows, Tune's next trial. Measured by the same."""
+"""Seconds that a run takes beside what is tried: claim, rows, Tune's next trial. Measured by the same."""
+
+PER_UPDATE = 5e8
+"""FLOPs in whose time a core does what an update takes whatever the size of the network; an order of magnitude."""
 
 
 def plan(runs: Runs) -> Costs:
@@ -51,6 +56,11 @@ def longest_first(costs: Costs, names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: costs[name].C, reverse=True)
 
 
+def proportion(cost: Cost) -> float:
+    """How long a run takes in proportion to others, for a display that needs no more and cannot wait for trials."""
+    return cost.C + PER_UPDATE * cost.updates
+
+
 def makespan(seconds: Sequence[float], slots: int) -> float:
     """Seconds until all are done, each begun in this order as soon as one of the slots is free."""
     ends = [0.0] * slots
@@ -70,13 +80,28 @@ class Estimate:
     tried: int
     """Shapes that were tried."""
     shapes: int
+    warm: float
+    """Seconds that a process takes to do what it does but once."""
     took: float
-    """Seconds that the trials took."""
+    """Seconds that it took to find out."""
 
-    def wall(self, costs: Costs, names: Iterable[str], slots: int) -> float:
-        """Seconds from the command to the last row, if these runs are left; those that do not fit fail in no time."""
+    def packed(self, packs: Packs) -> "Estimate":
+        """The same where runs are trained together."""
+        return replace(self, seconds={name: seconds * packs.share(name) for name, seconds in self.seconds.items()})
+
+    def wall(self, costs: Costs, names: Iterable[str], slots: int, imports: float = 0.0) -> float:
+        """Seconds from the command to the last row, if these runs are left; those that do not fit fail in no time.
+
+        Args:
+            costs: of all runs.
+            names: the runs that are left.
+            slots: runs at a time.
+            imports: seconds that a process takes to import what trains.
+
+        """
         left = [name for name in longest_first(costs, names) if self.parts.get(name, 1)]
-        return START_UP + makespan([self.seconds[name] for name in left], slots) if left else 0.0
+        start_up = START_UP + IMPORTS * imports + self.warm
+        return start_up + makespan([self.seconds[name] for name in left], slots) if left else 0.0
 
 
 def estimate(runs: Runs, costs: Costs, budget: float = BUDGET, company: int = 0, threads: int = 1) -> Estimate:
@@ -97,7 +122,9 @@ def estimate(runs: Runs, costs: Costs, budget: float = BUDGET, company: int = 0,
     begin = time.perf_counter()
     shapes = {name: _shape(runs, name, costs[name]) for name in runs.specs}
     with neighbours.busy(company, threads):
-        trials = calibrate(list(dict.fromkeys(shapes.values())), budget)
+        distinct = list(dict.fromkeys(shapes.values()))
+        warm = warm_up(distinct)
+        trials = calibrate(distinct, budget)
     points = _Points()
     seconds = {
         name: _seconds(spec, shapes[name], costs[name], timing(shapes[name], trials), points)
@@ -105,7 +132,7 @@ def estimate(runs: Runs, costs: Costs, budget: float = BUDGET, company: int = 0,
     }
     tight = {shape: found.micro_batches if found else 0 for shape, found in trials.items()}
     parts = {name: tight[shape] for name, shape in shapes.items() if tight.get(shape, 1) != 1}
-    return Estimate(seconds, parts, len(trials), len(set(shapes.values())), time.perf_counter() - begin)
+    return Estimate(seconds, parts, len(trials), len(distinct), warm, time.perf_counter() - begin)
 
 
 def _shape(runs: Runs, name: str, cost: Cost) -> Shape:

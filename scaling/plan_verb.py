@@ -1,6 +1,7 @@
 """``scaling plan``: what a sweep will take, before anything is started."""
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +46,14 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     are passes over each transition. The time is from short trials of some of the networks here, on as many busy cores
     as the runs will have, and includes start-up, held-out losses and rollouts as long as recorded episodes.
     """
+    begin = time.perf_counter()
     import torch  # optional extra: train
 
     from scaling import plan  # optional extra: train
     from scaling.driver import available_cpus  # optional extra: train
+    from scaling.packing import packs_of  # optional extra: train
 
+    imports = time.perf_counter() - begin
     runs = identify(grid.read(sweep))
     costs = plan.plan(runs)
     torch.set_num_threads(threads)
@@ -57,6 +61,8 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     waiting = set(runs.specs) - set(rows)
     slots = max(1, min((cpus or available_cpus()) // threads, len(waiting)))
     expected = plan.estimate(runs, costs, company=0 if torch.cuda.is_available() else slots - 1, threads=threads)
+    packs = packs_of(runs, sorted(waiting), slots, None)
+    expected = expected.packed(packs)
     varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
     heads = (*COLUMNS[:7], *varying, *COLUMNS[7:])
     lines = [
@@ -71,10 +77,12 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     total = sum(cost.C for cost in costs.values())
     click.echo(
         f"{len(runs.specs)} runs, C = {total:.2e} FLOPs in all; {len(waiting)} to do: about "
-        f"{duration(expected.wall(costs, waiting, slots))} on this machine, {slots} at a time"
+        f"{duration(expected.wall(costs, waiting, slots, imports))} on this machine, {slots} at a time"
     )
     for line in _notes(runs, expected):
         click.echo(line)
+    if largest := max(packs.sizes.values(), default=1) - 1:
+        click.echo(f"runs of one shape are trained together, up to {largest + 1} at a time; see --pack of 'run'")
 
 
 def _notes(runs: Runs, expected: "Estimate") -> list[str]:

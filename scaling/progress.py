@@ -15,7 +15,7 @@ class SweepProgress:
 
         Args:
             console: where to show it.
-            seconds: what each run that is still to do was estimated to take, by run_id; only ratios matter.
+            seconds: what each run that is still to do will take in proportion, by run_id; only ratios matter.
             updates: optimiser steps of each of them.
             already: runs of the sweep that had ended before.
 
