@@ -100,22 +100,9 @@ def _seconds_per_step(training: Training) -> float:
         moments.append(time.perf_counter())
 
     with training.accelerator.autocast():
-<<<<<<< HEAD
-        device = training.accelerator.device
-        play(
-            training.bare,
-            short,
-            training.space,
-            training.course.normalise,
-            device,
-            lambda: moments.append(time.perf_counter()),
-        )
-    return float(np.median(np.diff(moments)[-6:])) if len(moments) > 1 else 0.0
-=======
-        play(training.bare, short, training.space, training.normalise, training.accelerator.device, tick)
+        play(training.bare, short, training.space, training.course.normalise, training.accelerator.device, tick)
     tick()  # the last step ends, and the environments with it
     return float(np.median(np.diff(moments)[-6:]))
->>>>>>> ab7f567 (Hold plans against sweeps; describe profile and the times of a plan)
 
 
 def check_room(spec: RunSpec, store: Store) -> None:
