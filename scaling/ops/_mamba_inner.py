@@ -31,9 +31,17 @@ def _places(rank, states, count):  # type: ignore[no-untyped-def]
 
 @jit
 def _convolve(xz, taps, bias, before):  # type: ignore[no-untyped-def]
-    """The causal convolution of one sequence, before its activation."""
+    """The causal convolution of one sequence, before its activation; the usual four taps in one pass."""
     count, channels = taps.shape
-    for t in range(len(xz)):
+    rest = len(xz)
+    if count == 4:
+        rest = min(3, rest)
+        tap_0, tap_1, tap_2, tap_3 = taps[0], taps[1], taps[2], taps[3]
+        for t in range(3, len(xz)):
+            x_0, x_1, x_2, x_3, out = xz[t - 3], xz[t - 2], xz[t - 1], xz[t], before[t]
+            for c in range(channels):
+                out[c] = bias[c] + tap_0[c] * x_0[c] + tap_1[c] * x_1[c] + tap_2[c] * x_2[c] + tap_3[c] * x_3[c]
+    for t in range(rest):
         out = before[t]
         out[:] = bias
         for k in range(max(0, count - 1 - t), count):
@@ -44,10 +52,25 @@ def _convolve(xz, taps, bias, before):  # type: ignore[no-untyped-def]
 
 @jit
 def _convolve_back(xz, taps, d_before, d_xz, d_taps):  # type: ignore[no-untyped-def]
-    """Fill the first half of ``d_xz``, add to ``d_taps`` (taps, then bias)."""
+    """Fill the first half of ``d_xz``, add to ``d_taps`` (taps, then bias); the usual four taps in two passes."""
     count, channels = taps.shape
-    time = len(xz)
-    for t in range(time):
+    time, begin = len(xz), 0
+    if count == 4:
+        begin = max(0, time - 3)
+        tap_0, tap_1, tap_2, tap_3 = taps[0], taps[1], taps[2], taps[3]
+        d_0, d_1, d_2, d_3, d_bias = d_taps[0], d_taps[1], d_taps[2], d_taps[3], d_taps[4]
+        for t in range(begin):
+            out, source = d_xz[t], xz[t]
+            up_0, up_1, up_2, up_3 = d_before[t + 3], d_before[t + 2], d_before[t + 1], d_before[t]
+            for c in range(channels):
+                out[c] = tap_0[c] * up_0[c] + tap_1[c] * up_1[c] + tap_2[c] * up_2[c] + tap_3[c] * up_3[c]
+                d_bias[c] += up_3[c]
+            for c in range(channels):
+                d_0[c] += source[c] * up_0[c]
+                d_1[c] += source[c] * up_1[c]
+                d_2[c] += source[c] * up_2[c]
+                d_3[c] += source[c] * up_3[c]
+    for t in range(begin, time):
         out, source, d_bias, d_here = d_xz[t], xz[t], d_taps[count], d_before[t]
         for c in range(channels):
             out[c] = F(0.0)
@@ -212,7 +235,7 @@ def _scan_back(  # type: ignore[no-untyped-def]
 
 
 @parallel
-def backward(dy, xz, constants, chosen, rank, states, d_xz, sums):  # type: ignore[no-untyped-def]  # noqa: C901 - one kernel
+def backward(dy, xz, constants, chosen, rank, states, d_xz, sums, workers):  # type: ignore[no-untyped-def]  # noqa: C901 - one kernel
     """Fill ``d_xz``, add up ``sums`` (chunk, row, channel); states are found again, a block of channels at a time."""
     batch, time, channels = dy.shape
     in_B, in_C = rank, rank + states
@@ -220,9 +243,7 @@ def backward(dy, xz, constants, chosen, rank, states, d_xz, sums):  # type: igno
     block, segment = min(BLOCK, channels), min(SEGMENT, time)
     segments = -(-time // segment)
     each, chunks = batch // len(constants), len(sums) // len(constants)
-    for chunk in numba.prange(len(sums)):
-        member, part = chunk // chunks, chunk % chunks
-        own, total = constants[member], sums[chunk]
+    for worker in numba.prange(workers):
         slope, x = np.empty((time, channels), np.float32), np.empty((time, channels), np.float32)
         dx, d_chosen = np.empty((time, channels), np.float32), np.empty((time, in_dt), np.float32)
         delta, dt = np.empty((time, block), np.float32), np.empty((time, block), np.float32)
@@ -230,59 +251,62 @@ def backward(dy, xz, constants, chosen, rank, states, d_xz, sums):  # type: igno
         A, dA = np.empty((states, block), np.float32), np.empty((states, block), np.float32)
         h, decay = np.empty((segment + 1, states, block), np.float32), np.empty((segment, states, block), np.float32)
         starts, dh = np.empty((segments, states, block), np.float32), np.empty((states, block), np.float32)
-        for b in range(member * each + part * each // chunks, member * each + (part + 1) * each // chunks):
-            _convolve(xz[b], own[in_taps:in_vectors], own[in_vectors], slope)
-            for t in range(time):
-                x_t, slope_t = x[t], slope[t]
-                for c in range(channels):
-                    s = sigmoid(slope_t[c])
-                    x_t[c] = slope_t[c] * s
-                    slope_t[c] = s * (F(1.0) + slope_t[c] * (F(1.0) - s))
-            d_chosen[:] = F(0.0)
-            for first in range(0, channels, block):
-                last = min(first + block, channels)
-                width = last - first
-                D, dt_bias = own[in_vectors + 1, first:last], own[in_vectors + 2, first:last]
-                dD, d_bias = total[in_vectors + 1, first:last], total[in_vectors + 2, first:last]
-                for r in range(rank):
-                    dt_weight[r, :width] = own[in_dt + r, first:last]
-                for n in range(states):
-                    A[n, :width] = own[in_A + n, first:last]
+        for chunk in range(worker, len(sums), workers):
+            member, part = chunk // chunks, chunk % chunks
+            own, total = constants[member], sums[chunk]
+            for b in range(member * each + part * each // chunks, member * each + (part + 1) * each // chunks):
+                _convolve(xz[b], own[in_taps:in_vectors], own[in_vectors], slope)
                 for t in range(time):
-                    delta_t, dt_t = delta[t, :width], dt[t]
-                    delta_t[:] = dt_bias
-                    _add_rows(chosen[b, t, :rank], dt_weight, delta_t)
-                    for c in range(width):
-                        dt_t[c] = softplus(delta_t[c])
-                dA[:], dh[:], h[0] = F(0.0), F(0.0), F(0.0)
-                for at in range(segments - 1):
-                    starts[at] = h[0]
-                    _carry(x, dt, chosen[b], in_B, A, first, width, at * segment, (at + 1) * segment, h[0])
-                starts[segments - 1] = h[0]
-                for back in range(segments):
-                    at = segments - 1 - back
-                    lo, hi = at * segment, min((at + 1) * segment, time)
-                    h[0] = starts[at]
-                    _remember(x, dt, chosen[b], in_B, in_C, A, D, first, width, lo, hi, h, decay, dx)
-                    _scan_back(
-                        dy[b], xz[b], x, dt, chosen[b], in_B, in_C, A, D, first, width, lo, hi, h, decay, dh,
-                        dx, d_xz[b], d_delta, d_chosen, dA, dD
-                    )  # fmt: skip
-                for n in range(states):
-                    total[in_A + n, first:last] += dA[n, :width]
+                    x_t, slope_t = x[t], slope[t]
+                    for c in range(channels):
+                        s = sigmoid(slope_t[c])
+                        x_t[c] = slope_t[c] * s
+                        slope_t[c] = s * (F(1.0) + slope_t[c] * (F(1.0) - s))
+                d_chosen[:] = F(0.0)
+                for first in range(0, channels, block):
+                    last = min(first + block, channels)
+                    width = last - first
+                    D, dt_bias = own[in_vectors + 1, first:last], own[in_vectors + 2, first:last]
+                    dD, d_bias = total[in_vectors + 1, first:last], total[in_vectors + 2, first:last]
+                    for r in range(rank):
+                        dt_weight[r, :width] = own[in_dt + r, first:last]
+                    for n in range(states):
+                        A[n, :width] = own[in_A + n, first:last]
+                    for t in range(time):
+                        delta_t, dt_t = delta[t, :width], dt[t]
+                        delta_t[:] = dt_bias
+                        _add_rows(chosen[b, t, :rank], dt_weight, delta_t)
+                        for c in range(width):
+                            dt_t[c] = softplus(delta_t[c])
+                    dA[:], dh[:], h[0] = F(0.0), F(0.0), F(0.0)
+                    for at in range(segments - 1):
+                        starts[at] = h[0]
+                        _carry(x, dt, chosen[b], in_B, A, first, width, at * segment, (at + 1) * segment, h[0])
+                    starts[segments - 1] = h[0]
+                    for back in range(segments):
+                        at = segments - 1 - back
+                        lo, hi = at * segment, min((at + 1) * segment, time)
+                        h[0] = starts[at]
+                        _remember(x, dt, chosen[b], in_B, in_C, A, D, first, width, lo, hi, h, decay, dx)
+                        _scan_back(
+                            dy[b], xz[b], x, dt, chosen[b], in_B, in_C, A, D, first, width, lo, hi, h, decay, dh,
+                            dx, d_xz[b], d_delta, d_chosen, dA, dD
+                        )  # fmt: skip
+                    for n in range(states):
+                        total[in_A + n, first:last] += dA[n, :width]
+                    for t in range(time):
+                        delta_t, d_delta_t = delta[t], d_delta[t]
+                        for c in range(width):
+                            d_delta_t[c] *= sigmoid(delta_t[c])
+                            d_bias[c] += d_delta_t[c]
+                    _add_inner(d_delta, dt_weight, width, d_chosen)
+                    for r in range(rank):
+                        _add_rows(chosen[b, :, r], d_delta, total[in_dt + r, first:last])
                 for t in range(time):
-                    delta_t, d_delta_t = delta[t], d_delta[t]
-                    for c in range(width):
-                        d_delta_t[c] *= sigmoid(delta_t[c])
-                        d_bias[c] += d_delta_t[c]
-                _add_inner(d_delta, dt_weight, width, d_chosen)
-                for r in range(rank):
-                    _add_rows(chosen[b, :, r], d_delta, total[in_dt + r, first:last])
-            for t in range(time):
-                dx_t, slope_t = dx[t], slope[t]
-                _add_rows(d_chosen[t], own[:in_dt], dx_t)
-                for c in range(channels):
-                    slope_t[c] *= dx_t[c]
-            for p in range(in_dt):
-                _add_rows(d_chosen[:, p], x, total[p])
-            _convolve_back(xz[b], own[in_taps:in_vectors], slope, d_xz[b], total[in_taps : in_vectors + 1])
+                    dx_t, slope_t = dx[t], slope[t]
+                    _add_rows(d_chosen[t], own[:in_dt], dx_t)
+                    for c in range(channels):
+                        slope_t[c] *= dx_t[c]
+                for p in range(in_dt):
+                    _add_rows(d_chosen[:, p], x, total[p])
+                _convolve_back(xz[b], own[in_taps:in_vectors], slope, d_xz[b], total[in_taps : in_vectors + 1])

@@ -11,12 +11,14 @@ def array(x: Tensor) -> np.ndarray:
     return x.detach().numpy()
 
 
-def threads_of_torch() -> None:
-    """Let Numba use as many threads as PyTorch, so that one setting rules both.
+def threads_of_torch() -> int:
+    """Let Numba use as many threads as PyTorch, so that one setting rules both; their number.
 
     The first call starts Numba's pool, which sets OpenMP's number of threads, and with it PyTorch's, to all cores.
     """
     count = torch.get_num_threads()
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    threads: int = min(count, numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
+    return threads

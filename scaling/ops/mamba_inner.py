@@ -115,8 +115,8 @@ def _fused_backward(
     d_xz, sums = torch.empty_like(xz), xz.new_zeros(members * chunks, count, channels)
     constants = _constants(parameters, rank, states)
     given = [array(x.contiguous()) for x in (dy, xz, constants, chosen)]
-    threads_of_torch()
-    _mamba_inner.backward(*given, rank, states, array(d_xz), array(sums))
+    workers = min(threads_of_torch(), len(sums))
+    _mamba_inner.backward(*given, rank, states, array(d_xz), array(sums), workers)
     d_parameters = sums.view(members, chunks, count, channels).sum(1)
     first = 2 * rank + 2 * states
     d_parameters[:, first : first + states] *= LN2 * constants[:, first : first + states]
