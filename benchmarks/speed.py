@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import document, growth, rivals
+from benchmarks import document, growth, populations, rivals
 from benchmarks.document import Settings, Table
 
 Section = Callable[[Settings], list[Table]]
 
-SECTIONS: tuple[Section, ...] = (rivals.section, growth.section)
+SECTIONS: tuple[Section, ...] = (rivals.section, growth.section, populations.section)
 
 
 def main(arguments: list[str]) -> None:

@@ -66,7 +66,7 @@ def launch(
     _check_root(root, runs.sweep.name, digest)
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
-    packs = _packs(runs, list(orders), settings)
+    packs = _packs(runs, costs, list(orders), settings)
     work = Work(root, list(orders), replaces, settings.wait, settings.is_sound, packs)
     todo = {name: plan.proportion(costs[name]) * packs.share(name) for name in orders}
     updates = {name: costs[name].updates for name in orders}
@@ -78,7 +78,7 @@ def launch(
     return work.given_up
 
 
-def _packs(runs: Runs, names: list[str], settings: Settings) -> Packs:
+def _packs(runs: Runs, costs: plan.Costs, names: list[str], settings: Settings) -> Packs:
     """Which runs are trained together; where that is found by trying, this machine must be the one that trains."""
     wanted = settings.resources
     if wanted.workers > 1 or (wanted.pack is None and not _may_try(settings)):
@@ -86,7 +86,7 @@ def _packs(runs: Runs, names: list[str], settings: Settings) -> Packs:
     before = torch.get_num_threads()
     torch.set_num_threads(wanted.threads)
     try:
-        return packs_of(runs, names, _slots(wanted), wanted.pack)
+        return packs_of(runs, costs, names, _slots(wanted), wanted.pack)
     finally:
         torch.set_num_threads(before)
 

@@ -10,10 +10,18 @@ import psutil
 import torch
 from torch import Tensor
 
+from scaling import population, train
+from scaling.checkpoint import Nobody
+from scaling.cost import Cost
 from scaling.errors import UserError
 from scaling.packs import Packs
-from scaling.population import seconds_per_update, shape_of
+from scaling.plan import Costs
+from scaling.population import Entry, shape_of
 from scaling.runs import Runs
+from scaling.spec import RunSpec
+from scaling.stopwatch import median_seconds, seconds_of
+from scaling.store import Store
+from scaling.training import silent
 
 GAIN = 0.95
 """A larger pack must bring the time per run below this share of the smaller one's."""
@@ -21,15 +29,19 @@ GAIN = 0.95
 SLOW = 0.1
 """Seconds of one update on a CPU above which there is nothing to gain: arithmetic, not calls, takes the time."""
 
+TRIAL = 0.2
+"""Seconds of updates that are timed for each size."""
+
 MEMORY = 0.5
 """Share of the free memory that packs may take."""
 
 
-def packs_of(runs: Runs, names: Sequence[str], slots: int, wanted: int | None) -> Packs:
+def packs_of(runs: Runs, costs: Costs, names: Sequence[str], slots: int, wanted: int | None) -> Packs:
     """The packs of some runs of a sweep.
 
     Args:
         runs: the sweep.
+        costs: of its runs.
         names: the runs to be done.
         slots: processes that will work on them at a time, none of which is to be idle.
         wanted: the size that the user asks for; nothing to find it by trying on this machine.
@@ -52,29 +64,31 @@ def packs_of(runs: Runs, names: Sequence[str], slots: int, wanted: int | None) -
             )
         return Packs(shapes, dict.fromkeys(alike, wanted), dict.fromkeys(alike, 1.0))
     sizes, shares = dict.fromkeys(alike, 1), dict.fromkeys(alike, 1.0)
-    for shape, each in sorted(alike.items(), key=lambda item: _work(runs, item[1][0])):
-        most = -(-len(each) // slots)
-        sizes[shape], shares[shape] = _tried(runs, each[:most], slots) if most > 1 else (1, 1.0)
+    for shape, each in sorted(alike.items(), key=lambda item: _work(costs[item[1][0]])):
+        most, smallest = -(-len(each) // slots), min(each, key=lambda name: costs[name].D)
+        sizes[shape], shares[shape] = _tried(runs, smallest, most, slots) if most > 1 else (1, 1.0)
         if most > 1 and sizes[shape] == 1:  # larger ones gain even less
             break
     return Packs(shapes, sizes, shares)
 
 
-def _work(runs: Runs, name: str) -> int:
-    model = runs.specs[name].model
-    return model.width**2 * model.depth * model.context * runs.specs[name].train.batch
+def _work(cost: Cost) -> float:
+    """FLOPs of an update."""
+    return cost.C / cost.updates
 
 
-def _tried(runs: Runs, names: list[str], slots: int) -> tuple[int, float]:
-    """The best size among powers of two and all, and its time per run over that of one alone."""
-    specs = [runs.specs[name] for name in names]
-    store = runs.store(specs[0])
-    best, alone = 1, seconds_per_update(specs[:1], store, 0.2)
+def _tried(runs: Runs, name: str, limit: int, slots: int) -> tuple[int, float]:
+    """The best size among powers of two and the limit, and its time per run over that of one alone.
+
+    What is timed is one run so many times over; the data that a network is trained on hardly matter.
+    """
+    specs, store = [runs.specs[name]] * limit, runs.store(runs.specs[name])
+    best, alone = 1, seconds_per_update(specs[:1], store)
     if alone > SLOW and not torch.cuda.is_available():
         return 1, 1.0
-    fastest, most = alone, min(len(names), _room(runs, names[0], slots))
+    fastest, most = alone, min(limit, _room(runs, name, slots))
     for size in [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else []):
-        each = seconds_per_update(specs[:size], store, 0.2) / size
+        each = seconds_per_update(specs[:size], store) / size
         if each > GAIN * fastest:
             break
         best, fastest = size, each
@@ -90,7 +104,18 @@ def _room(runs: Runs, name: str, slots: int) -> int:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         return x
 
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        seconds_per_update([spec], runs.store(spec), 0.0)
+    counting = torch.autograd.graph.saved_tensors_hooks(count, lambda x: x)
+    with train.rehearsal(spec, runs.store(spec)) as training, counting:
+        training.update()
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available / slots
     return max(1, int(MEMORY * free / max(1, sum(kept.values()))))
+
+
+def seconds_per_update(specs: Sequence[RunSpec], store: Store) -> float:
+    """Median wall time of one update of these runs, trained together, or of one that is trained alone."""
+    entries = [Entry(spec=spec, store=store, report=silent, keeper=Nobody(), state=None) for spec in specs]
+    trial = train.rehearsal(specs[0], store) if len(specs) == 1 else population.rehearsal(entries)
+    with trial as trained:
+        device = trained.accelerator.device
+        seconds_of(trained.update, device)
+        return median_seconds(trained.update, device, TRIAL, least=3)

@@ -61,7 +61,7 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     waiting = set(runs.specs) - set(rows)
     slots = max(1, min((cpus or available_cpus()) // threads, len(waiting)))
     expected = plan.estimate(runs, costs, company=0 if torch.cuda.is_available() else slots - 1, threads=threads)
-    packs = packs_of(runs, sorted(waiting), slots, None)
+    packs = packs_of(runs, costs, sorted(waiting), slots, None)
     expected = expected.packed(packs)
     varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
     heads = (*COLUMNS[:7], *varying, *COLUMNS[7:])

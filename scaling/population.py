@@ -6,16 +6,16 @@ that stands where that of a run alone would. One that ends, diverges or is told 
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from scaling import provenance
-from scaling.checkpoint import Keeper, Nobody, State
+from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.course import Course
 from scaling.errors import Diverged, Interrupted, UserError
@@ -24,7 +24,7 @@ from scaling.identity import canonical, check_model
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
 from scaling.store import Store
-from scaling.train import Outcome, accelerator_for, row_of, seeded
+from scaling.train import Outcome, accelerator_for, forget_company, row_of, seeded
 from scaling.training import Report, build, residents
 
 Ended = Outcome | Diverged | Interrupted | UserError
@@ -214,16 +214,9 @@ def _loss(
     return summed_loss(predicted, action, mask) * factor
 
 
-def seconds_per_update(specs: Sequence[RunSpec], store: Store, budget: float) -> float:
-    """Median wall time of one update of a population of these runs, here and now, from about ``budget`` seconds."""
-    entries = [Entry(spec=spec, store=store, report=lambda *_: None, keeper=Nobody(), state=None) for spec in specs]
-    with accelerator_for(specs[0]) as accelerator:
-        population = Population([_Member(0, entry, accelerator, len(specs)) for entry in entries], accelerator)
-        times: list[float] = []
-        begin = time.perf_counter()
-        while len(times) < 3 or (len(times) < 12 and time.perf_counter() - begin < budget):
-            start = time.perf_counter()
-            population.update()
-            population.totals.cpu()
-            times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+@contextmanager
+def rehearsal(entries: Sequence[Entry]) -> Iterator[Population]:
+    """Runs before their first update, in this process alone, to be tried and timed; nothing of it is kept."""
+    forget_company()
+    with accelerator_for(entries[0].spec) as accelerator:
+        yield Population([_Member(0, entry, accelerator, len(entries)) for entry in entries], accelerator)

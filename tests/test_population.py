@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import checkpoint, grid, population, results, train as training
+from scaling import checkpoint, grid, plan, population, results, train as training
 from scaling.checkpoint import Nobody
 from scaling.claims import Claim
 from scaling.errors import Diverged, Interrupted, UserError
@@ -319,9 +319,9 @@ axes: {axes}
 
 @pytest.mark.parametrize(("slots", "largest"), [(1, 6), (2, 3), (6, 1)])
 def test_packs_leave_no_process_idle_and_are_only_of_one_shape(folder, monkeypatch, slots, largest):
-    monkeypatch.setattr("scaling.packing.seconds_per_update", lambda specs, store, budget: 1e-3)
+    monkeypatch.setattr("scaling.packing.seconds_per_update", lambda specs, store: 1e-3)
     runs = identify(sweep_of(folder, "{model.width: [16, 32], seed: [0, 1, 2, 3, 4, 5]}"))
-    packs = packs_of(runs, list(runs.specs), slots, None)
+    packs = packs_of(runs, plan.plan(runs), list(runs.specs), slots, None)
     work = Work(open_root(folder / "runs"), list(runs.specs), dict.fromkeys(runs.specs), wait=True, packs=packs)
     taken = []
     while pack := work.next_pack():
@@ -341,10 +341,10 @@ def test_packs_leave_no_process_idle_and_are_only_of_one_shape(folder, monkeypat
     ],
 )
 def test_no_packing_is_chosen_that_was_seen_to_be_slower(folder, monkeypatch, seconds, size, share):
-    monkeypatch.setattr("scaling.packing.seconds_per_update", lambda specs, store, budget: seconds[len(specs)])
+    monkeypatch.setattr("scaling.packing.seconds_per_update", lambda specs, store: seconds[len(specs)])
     monkeypatch.setattr("scaling.packing._room", lambda *_: 100)
     runs = identify(sweep_of(folder, "{seed: [0, 1, 2, 3, 4, 5]}"))
-    packs = packs_of(runs, list(runs.specs), 1, None)
+    packs = packs_of(runs, plan.plan(runs), list(runs.specs), 1, None)
     name = next(iter(runs.specs))
     assert packs.size(name) == size
     assert packs.share(name) == pytest.approx(share)
@@ -353,7 +353,7 @@ def test_no_packing_is_chosen_that_was_seen_to_be_slower(folder, monkeypatch, se
 def test_a_pack_of_runs_without_a_common_shape_is_refused(folder):
     runs = identify(sweep_of(folder, "{model.width: [16, 32]}"))
     with pytest.raises(UserError, match=r"--pack 2: no two of the 2 runs to be done have the shape in common"):
-        packs_of(runs, list(runs.specs), 1, 2)
+        packs_of(runs, plan.plan(runs), list(runs.specs), 1, 2)
 
 
 def test_runs_whose_process_died_are_alone_from_then_on(folder):
