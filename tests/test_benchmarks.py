@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floor, formulations, growth, memory, mixers, rivals, speed, steps
+from benchmarks import floor, formulations, growth, memory, mixers, populations, rivals, speed, steps
 from benchmarks.document import Settings
 from benchmarks.formulations import Missing
 from benchmarks.steps import HOPPER, Point
@@ -61,12 +61,15 @@ def test_speed_prints_and_writes_one_document(tmp_path, capsys):
     torch.set_num_threads(threads)
     assert (tmp_path / "speed.md").read_text() in capsys.readouterr().out
     tables = json.loads((tmp_path / "speed.json").read_text())["tables"]
-    usual, small, *grown = tables
+    usual, small, *grown, together, whole = tables
     assert [row["what"].split(":")[0] for row in usual["rows"]] == [*rivals.RIVALS, rivals.FLOOR.split(":")[0]]
     assert all(row["ms"] or "not installed" in row["what"] for row in usual["rows"])
     assert [row["what"] for row in small["rows"]] == [rivals.OURS, rivals.REFERENCE, rivals.FLOOR]
     assert len(grown) == len(growth.QUICK_AXES) + 1
     assert all(row["ms"] > 0 and row["peak MiB"] > 0 for table in grown for row in table["rows"])
+    assert [row["width"] for row in together["rows"]] == [width for width, _ in populations.QUICK_SIZES]
+    assert [row["how"] for row in whole["rows"]] == list(populations.WAYS)
+    assert whole["rows"][0]["packs"] == "1"
 
 
 @pytest.mark.parametrize("source", ["loop", "mamba-ssm"])
