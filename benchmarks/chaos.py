@@ -207,7 +207,7 @@ def own_processes() -> Iterator[set[int]]:
 
 def environment(folder: Path) -> dict[str, str]:
     """Of drivers and clusters: one thread each, and all that Ray writes in a folder of its own."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder), "SCALING_PACK": "1"}
 
 
 class Study:

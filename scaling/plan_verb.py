@@ -14,7 +14,7 @@ from scaling.arguments import PATH
 from scaling.identity import read_fields
 from scaling.progress import duration
 from scaling.root import open_root
-from scaling.run_verbs import CPUS, ROOT, THREADS
+from scaling.run_verbs import CPUS, PACK, ROOT, THREADS
 from scaling.runs import Runs, identify, value_of
 from scaling.spec import RunSpec
 
@@ -39,7 +39,8 @@ ALWAYS_SHOWN = {"model.kind", "model.width", "model.depth", "data.fraction", "da
 @ROOT
 @CPUS
 @THREADS
-def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
+@PACK
+def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int, pack: int | None) -> None:
     """Show the runs of SWEEP with their size, data, compute and time; start nothing.
 
     N counts trainable parameters outside the input embeddings, D distinct transitions, C training FLOPs; exposures
@@ -61,7 +62,7 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int) -> None:
     waiting = set(runs.specs) - set(rows)
     slots = max(1, min((cpus or available_cpus()) // threads, len(waiting)))
     expected = plan.estimate(runs, costs, company=0 if torch.cuda.is_available() else slots - 1, threads=threads)
-    packs = packs_of(runs, costs, sorted(waiting), slots, None)
+    packs = packs_of(runs, costs, sorted(waiting), slots, pack)
     expected = expected.packed(packs)
     varying = [name for name in runs.varying() if name not in ALWAYS_SHOWN]
     heads = (*COLUMNS[:7], *varying, *COLUMNS[7:])

@@ -27,6 +27,14 @@ CPUS = click.option("--cpus", type=click.IntRange(1), help="CPU cores to use in 
 THREADS = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per process."
 )
+PACK = click.option(
+    "--pack",
+    type=click.IntRange(1),
+    envvar="SCALING_PACK",
+    show_envvar=True,
+    help="Runs of one shape that a process trains together.  [default: found by trying on this machine, with --address "
+    "local or none; 1 on a cluster]",
+)
 RESOURCES = (
     click.option(
         "--address",
@@ -50,12 +58,7 @@ RESOURCES = (
         help="GPUs per process; fractions share one.",
     ),
     click.option("--max-concurrent", type=click.IntRange(1), help="Runs at a time.  [default: as many as fit]"),
-    click.option(
-        "--pack",
-        type=click.IntRange(1),
-        help="Runs of one shape that a process trains together.  [default: found by trying, with --address local or "
-        "none; 1 on a cluster]",
-    ),
+    PACK,
     click.option(
         "--retries",
         type=click.IntRange(0),

@@ -25,6 +25,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     del os.environ["SCALING_CACHE"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def each_run_alone() -> Iterator[None]:
+    """Rows to the last bit, and no trials, unless a test asks for packs."""
+    os.environ["SCALING_PACK"] = "1"
+    yield
+    del os.environ["SCALING_PACK"]
+
+
 def make_columns(lengths: list[int], seed: int = 0, tail: int = 0) -> dict[str, np.ndarray]:
     """Columns of a D4RL file with episodes of these lengths; every other one ends by a timeout.
 
