@@ -57,7 +57,7 @@ class Layout:
         """Views of a row, or of many, by name."""
         starts = [0, *self.ends[:-1]]
         places = zip(self.shapes.items(), starts, self.ends, strict=True)
-        return {name: rows[..., a:b].unflatten(-1, shape or (1,)) for (name, shape), a, b in places}
+        return {name: rows[..., a:b].unflatten(-1, shape) if shape else rows[..., a] for (name, shape), a, b in places}
 
     def groups(self, row: Tensor) -> list[Tensor]:
         """The parts of a row that decay and do not."""
@@ -130,7 +130,7 @@ class Stack:
     def step(self, losses: Float[Tensor, " member"], rates: Sequence[float]) -> None:
         """Clip the gradient of each member's loss, and step."""
         slopes = torch.autograd.grad(losses, list(self.parameters.values()), torch.ones_like(losses))
-        torch.cat([slope.flatten(1) for slope in slopes], dim=1, out=self.slopes)
+        torch.cat([slope.reshape(len(slope), -1) for slope in slopes], dim=1, out=self.slopes)
         norms = torch.linalg.vector_norm(self.slopes, dim=1)
         self.slopes *= (self.clips / (norms + 1e-6)).clamp(max=1.0)[:, None]
         for at, group in enumerate(self.optimiser.param_groups):
@@ -141,7 +141,7 @@ class Stack:
         """One member's network, until this is called again or the stack moves on."""
         views = {**self.networks[member].rest, **self.layout.split(self.values[member].detach())}
         for name, parameter in (*self.single.named_parameters(), *self.single.named_buffers()):
-            parameter.data = views[name].view(parameter.shape)
+            parameter.data = views[name]
         return self.single
 
     def _moments(self, member: int) -> Moments:

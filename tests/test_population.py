@@ -121,6 +121,27 @@ def test_a_population_is_so_many_runs_alone(folder, kind, count, dropout):
         assert outcome.row["packed"] == count
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__fusion": "learned"},
+        {"model__fusion": "gate", "model__overlap": 1},
+        {"model__local_weights": "per_window", "train__precision": "bf16"},
+        {"model__stem": "atari", "model__init": "gpt2"},
+        {"data__action_noise": 0.1, "train__budget": "convergence", "train__patience": 1},
+    ],
+)
+def test_every_choice_of_network_and_training_can_be_had_together(folder, changes):
+    specs, keeper = company(2, **changes), Stopping(20)
+    stopped, outcome = together(specs, folder, [keeper, None])
+    assert isinstance(stopped, Interrupted)
+    rel = 2e-3 if "train__precision" in changes else 1e-5
+    assert_rows_equal(outcome.row, training.train(specs[1], open_store(specs[1], folder)).row, rel)
+    store = open_store(specs[0], folder)
+    rest = training.train(specs[0], store, state=keeper.state).row
+    assert_rows_equal(rest, training.train(specs[0], store).row, rel)
+
+
 def test_discrete_actions_and_rollouts_are_those_of_runs_alone(folder):
     base = RunSpec(
         model=changed(RUN, model__context=5).model,
