@@ -98,13 +98,13 @@ def _train(held: Held, team: Team, state: State | None) -> Outcome:
         except (Interrupted, TeamBroken):
             raise
         except (Diverged, UserError) as error:
-            return failure(order, str(error))
+            return failure(order, reason(error))
         except Exception as error:
             if is_of_process(error):
-                raise ChildProcessError(f"this process can train no more: {_reason(error)}") from error
+                raise ChildProcessError(f"this process can train no more: {reason(error)}") from error
             share = -(-order.spec["train"]["batch"] // team.size)
             if not is_out_of_memory(error) or micro_batches >= share:
-                return failure(order, _reason(error))
+                return failure(order, reason(error))
             micro_batches = min(2 * micro_batches, share)
         prepare_process(order)  # outside of the handler, which holds on to the memory
 
@@ -120,7 +120,10 @@ def is_of_process(error: BaseException) -> bool:
     return "CUDA error" in str(error) and not is_out_of_memory(error)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
+    """An error in one line, with the place it came from where it was not foreseen."""
+    if isinstance(error, Diverged | UserError):
+        return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(where.filename).name}:{where.lineno})"
 

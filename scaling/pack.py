@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from scaling.attempt import Alone, attempt, carry_out, is_of_process
+from scaling.attempt import Alone, attempt, carry_out, is_of_process, reason
 from scaling.errors import Interrupted, UserError
 from scaling.held import Held, Stop
 from scaling.order import Order, failure, prepare_process, store_of
@@ -49,7 +49,7 @@ def _carry_out(taken: list[Held]) -> None:
         raise
     except Exception as error:
         if is_of_process(error):
-            raise ChildProcessError(f"this process can train no more: {error}") from error
+            raise ChildProcessError(f"this process can train no more: {reason(error)}") from error
     if left:  # outside of the handler, which holds on to the memory
         rest = list(left.values())
         middle = len(rest) // 2
@@ -72,8 +72,10 @@ def _train(left: dict[int, Held]) -> None:
         entries[number] = Entry(spec=spec, store=store, report=held.report, keeper=held, state=state)
     numbers = list(entries)
     for at, ended in train_together(list(entries.values())) if entries else ():
+        if isinstance(ended, Exception) and is_of_process(ended):
+            raise ended
         held = left.pop(numbers[at])
         if isinstance(ended, Outcome):
             held.finish(ended)
         elif not isinstance(ended, Interrupted):
-            held.finish(failure(held.order, str(ended)))
+            held.finish(failure(held.order, reason(ended)))

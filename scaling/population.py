@@ -18,7 +18,7 @@ from scaling import provenance
 from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.course import Course
-from scaling.errors import Diverged, Interrupted, UserError
+from scaling.errors import Interrupted, UserError
 from scaling.evaluate import check_env, episode_rows, play, summed_loss
 from scaling.identity import canonical, check_model
 from scaling.spec import ModelSpec, RunSpec, Space
@@ -27,7 +27,7 @@ from scaling.store import Store
 from scaling.train import Outcome, accelerator_for, forget_company, row_of, seeded
 from scaling.training import Report, build, residents
 
-Ended = Outcome | Diverged | Interrupted | UserError
+Ended = Outcome | Exception
 """How a run left its population."""
 
 
@@ -173,7 +173,7 @@ class Population:
                     self._measure(at, member)
                 if member.course.mark is None:
                     yield at, member.outcome(self.stack, at)
-            except (Diverged, Interrupted, UserError) as error:
+            except Exception as error:  # noqa: BLE001 - its own, which the others need not share
                 yield at, error
 
     def _measure(self, at: int, member: _Member) -> None:

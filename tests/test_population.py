@@ -293,6 +293,34 @@ def test_what_does_not_fit_into_memory_together_is_split(folder, monkeypatch):
     assert [row["packed"] for row in written(orders)] == [2] * 4
 
 
+def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch):
+    orders, original = [order_of(folder, spec) for spec in company(3)], population._Member._rollouts
+
+    def fails(self, stack, at):
+        if self.number == 1:
+            raise RuntimeError("the world ended")
+        return original(self, stack, at)
+
+    monkeypatch.setattr(population._Member, "_rollouts", fails)
+    attempt_together(orders, lambda *_: None, never)
+    rows = written(orders)
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert rows[1]["error"].startswith("RuntimeError: the world ended (")
+    assert [row["packed"] for row in rows] == [3, None, 3]
+
+
+def test_a_gpu_that_faults_ends_the_process_not_the_runs(folder, monkeypatch):
+    orders = [order_of(folder, spec) for spec in company(2)]
+
+    def fails(self, stack, at):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(population._Member, "_rollouts", fails)
+    with pytest.raises(ChildProcessError, match="this process can train no more"):
+        attempt_together(orders, lambda *_: None, never)
+    assert written(orders) == [None, None]
+
+
 def test_a_pack_that_is_told_to_stop_saves_each_state_and_goes_on_later(folder):
     orders = [order_of(folder, spec) for spec in company(2)]
     asked = []
