@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaling import plug, scores, stages
-from scaling.batches import Batches
+from scaling.batches import Batches, Tensors
 from scaling.errors import UserError
 from scaling.players import History, Recurrent, Window
 from scaling.spec import RunSpec, Space
 from scaling.windows import Normaliser
+
+ROOM = 2**25
+"""Bytes of held-out windows that a run may keep."""
 
 
 def summed_loss(
@@ -40,21 +43,29 @@ class HeldOut:
         self.batches, self.windows = batches, batches.windows
         self.pieces = np.array_split(tiles, max(1, -(-len(tiles) // size)))
         self.transitions = len(self.windows)
+        self._gathered: dict[int, tuple[Tensors, Tensor]] = {}
+        """Windows by the number of their piece, as far as they have room."""
 
     @torch.no_grad()
     def summed(self, model: nn.Module, part: int = 0, parts: int = 1) -> Float[Tensor, ""]:
-        """The loss without dropout, added over transitions, or one of several parts of the sum, in double precision.
-
-        Windows are gathered batch by batch, as pictures fill a memory.
-        """
+        """The loss without dropout, added over transitions, or one of several parts of the sum, in double precision."""
         was_training = model.training
         model.eval()
         total = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
-        for piece in self.pieces[part::parts]:
-            (rtg, state, action, timestep), mask = self.batches(piece)
+        for number in range(part, len(self.pieces), parts):
+            (rtg, state, action, timestep), mask = self._piece(number)
             total += summed_loss(model(rtg, state, action, timestep), action, mask).double()
         model.train(was_training)
         return total
+
+    def _piece(self, number: int) -> tuple[Tensors, Tensor]:
+        """Some windows, gathered anew where all of them would fill a memory, as pictures do."""
+        if number in self._gathered:
+            return self._gathered[number]
+        inputs, mask = self.batches(self.pieces[number])
+        if sum(x.nbytes for x in inputs) * len(self.pieces) <= ROOM:
+            self._gathered[number] = inputs, mask
+        return inputs, mask
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,13 +1,14 @@
 """Held-out loss and rollouts against slow versions; environments that do not fit."""
 
 import dataclasses
+from unittest import mock
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from scaling import plug, scores, stages
+from scaling import evaluate, plug, scores, stages
 from scaling.batches import HostBatches
 from scaling.datasets import d4rl
 from scaling.errors import UserError
@@ -175,6 +176,17 @@ def test_held_out_loss_is_the_mean_over_transitions_whatever_the_batch(store, no
         total += np.square(predicted - batch.action[0, :length]).mean(1).sum()
         count += length
     assert losses[0] == pytest.approx(total / count, rel=1e-5)
+
+
+@pytest.mark.parametrize(("room", "times"), [(2**25, 1), (100, 3)])
+def test_held_out_windows_are_gathered_once_where_there_is_room(store, normalise, monkeypatch, room, times):
+    monkeypatch.setattr(evaluate, "ROOM", room)
+    windows = Windows(store, held_out_episodes(store, DataSpec(held_out=0.02)), SPEC)
+    batches = mock.Mock(wraps=HostBatches(windows, normalise, CPU), windows=windows)
+    held_out, network = HeldOut(batches, 17), model()
+    losses = {float(held_out.summed(network)) for _ in range(3)}
+    assert len(losses) == 1
+    assert batches.call_count == times * len(held_out.pieces)
 
 
 @pytest.mark.parametrize(
