@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Stop:
-    """Whether the driver asked to stop; looked up once a second, so that it can be asked at every update."""
+    """Whether the driver asked to stop; looked up about once a second, so that it can be asked at every update."""
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self.stopping, self.asked = stopping, False

@@ -92,14 +92,21 @@ def _packs(runs: Runs, costs: plan.Costs, names: list[str], settings: Settings) 
 
 
 def _may_try(settings: Settings) -> bool:
-    """Others that share the runs could be left with none; Weights & Biases and MLflow take one run at a time."""
-    alone = settings.resources.address in (LOCAL, NO_RAY) and settings.wait
-    return alone and not {"wandb", "mlflow"} & set(settings.trackers)
+    """Whether packs are to be found by trying.
+
+    Not where others that share the runs could be left with none, nor for Weights & Biases and MLflow, which take one
+    run at a time, nor where runs are given another kind of device than this process has.
+    """
+    wanted = settings.resources
+    alike = wanted.address == NO_RAY or (wanted.address == LOCAL and (wanted.gpus > 0) == torch.cuda.is_available())
+    return alike and settings.wait and not {"wandb", "mlflow"} & set(settings.trackers)
 
 
 def _slots(wanted: Resources) -> int:
     """Runs or packs at a time on this machine."""
     slots = 1 if wanted.address == NO_RAY else max(1, (wanted.cpus or available_cpus()) // wanted.threads)
+    if wanted.gpus:
+        slots = max(1, min(slots, int(torch.cuda.device_count() / wanted.gpus)))
     return min(slots, wanted.max_concurrent or slots)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from scaling.attempt import Alone, attempt, carry_out, is_of_process, reason
+from scaling.attempt import Alone, attempt, carry_out, is_of_process, is_out_of_memory, reason
 from scaling.errors import Interrupted, UserError
 from scaling.held import Held, Stop
 from scaling.order import Order, failure, prepare_process, store_of
@@ -45,7 +45,7 @@ def _carry_out(taken: list[Held]) -> None:
     left = dict(enumerate(taken))
     try:
         _train(left)
-    except Interrupted:
+    except (Interrupted, OSError):  # of the root, after long patience
         raise
     except Exception as error:
         if is_of_process(error):
@@ -72,8 +72,8 @@ def _train(left: dict[int, Held]) -> None:
         entries[number] = Entry(spec=spec, store=store, report=held.report, keeper=held, state=state)
     numbers = list(entries)
     for at, ended in train_together(list(entries.values())) if entries else ():
-        if isinstance(ended, Exception) and is_of_process(ended):
-            raise ended
+        if isinstance(ended, Exception) and (is_of_process(ended) or is_out_of_memory(ended)):
+            raise ended  # of the company, not of the run
         held = left.pop(numbers[at])
         if isinstance(ended, Outcome):
             held.finish(ended)

@@ -3,14 +3,15 @@
 What is packed together has no say in what comes out, so it is chosen here and now, by trying.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
-import psutil
 import torch
 from torch import Tensor
 
 from scaling import population, train
+from scaling.attempt import is_of_process
 from scaling.checkpoint import Nobody
 from scaling.cost import Cost
 from scaling.errors import UserError
@@ -21,6 +22,7 @@ from scaling.runs import Runs
 from scaling.spec import RunSpec
 from scaling.stopwatch import median_seconds, seconds_of
 from scaling.store import Store
+from scaling.timing import check_room, free_memory
 from scaling.training import silent
 
 GAIN = 0.95
@@ -31,6 +33,8 @@ SLOW = 0.1
 
 TRIAL = 0.2
 """Seconds of updates that are timed for each size."""
+
+NO_LIMIT = 10**6
 
 MEMORY = 0.5
 """Share of the free memory that packs may take."""
@@ -47,21 +51,20 @@ def packs_of(runs: Runs, costs: Costs, names: Sequence[str], slots: int, wanted:
         wanted: the size that the user asks for; nothing to find it by trying on this machine.
 
     Raises:
-        UserError: a size is asked for, and no two runs have a shape in common.
+        UserError: a size is asked for, and no two runs of the sweep have a shape in common.
 
     """
-    shapes: dict[str, Hashable] = {
-        name: shape_of(runs.specs[name], runs.store(runs.specs[name]).space) for name in names
-    }
+    of_all: dict[str, Hashable] = {name: shape_of(spec, runs.store(spec).space) for name, spec in runs.specs.items()}
+    if wanted is not None and wanted > 1 and len(set(of_all.values())) == len(of_all):
+        raise UserError(
+            f"--pack {wanted}: no two of the {len(of_all)} runs of the sweep have the shape in common (all of model, "
+            "train.batch, train.precision and the dataset's space), so none can be trained together"
+        )
+    shapes = {name: of_all[name] for name in names}
     alike: dict[Hashable, list[str]] = defaultdict(list)
     for name, shape in shapes.items():
         alike[shape].append(name)
     if wanted is not None:
-        if wanted > 1 and all(len(each) == 1 for each in alike.values()):
-            raise UserError(
-                f"--pack {wanted}: no two of the {len(names)} runs to be done have the shape in common (all of model, "
-                "train.batch, train.precision and the dataset's space), so none can be trained together"
-            )
         return Packs(shapes, dict.fromkeys(alike, wanted), dict.fromkeys(alike, 1.0))
     sizes, shares = dict.fromkeys(alike, 1), dict.fromkeys(alike, 1.0)
     for shape, each in sorted(alike.items(), key=lambda item: _work(costs[item[1][0]])):
@@ -83,15 +86,21 @@ def _tried(runs: Runs, name: str, limit: int, slots: int) -> tuple[int, float]:
     What is timed is one run so many times over; the data that a network is trained on hardly matter.
     """
     specs, store = [runs.specs[name]] * limit, runs.store(runs.specs[name])
-    best, alone = 1, seconds_per_update(specs[:1], store)
-    if alone > SLOW and not torch.cuda.is_available():
-        return 1, 1.0
-    fastest, most = alone, min(limit, _room(runs, name, slots))
-    for size in [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else []):
-        each = seconds_per_update(specs[:size], store) / size
-        if each > GAIN * fastest:
-            break
-        best, fastest = size, each
+    best, alone, fastest = 1, 1.0, 1.0
+    try:
+        check_room(specs[0], store)
+        alone = fastest = seconds_per_update(specs[:1], store)
+        most = 1 if alone > SLOW and not torch.cuda.is_available() else min(limit, _room(runs, name, slots))
+        for size in [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else []):
+            each = seconds_per_update(specs[:size], store) / size
+            if each > GAIN * fastest:
+                break
+            best, fastest = size, each
+    except Exception as error:  # as for want of memory; what was tried before stands
+        if is_of_process(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return best, fastest / alone
 
 
@@ -107,8 +116,8 @@ def _room(runs: Runs, name: str, slots: int) -> int:
     counting = torch.autograd.graph.saved_tensors_hooks(count, lambda x: x)
     with train.rehearsal(spec, runs.store(spec)) as training, counting:
         training.update()
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available / slots
-    return max(1, int(MEMORY * free / max(1, sum(kept.values()))))
+    free = (free_memory() or math.inf) / slots
+    return int(min(NO_LIMIT, max(1.0, MEMORY * free / max(1, sum(kept.values())))))
 
 
 def seconds_per_update(specs: Sequence[RunSpec], store: Store) -> float:

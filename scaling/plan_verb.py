@@ -82,6 +82,8 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int, pack: int 
     )
     for line in _notes(runs, expected):
         click.echo(line)
+    if pack is not None and pack > 1:
+        click.echo("times are those of runs alone; what packs of a given size take is not tried")
     if largest := max(packs.sizes.values(), default=1) - 1:
         click.echo(f"runs of one shape are trained together, up to {largest + 1} at a time; see --pack of 'run'")
 

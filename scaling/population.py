@@ -23,9 +23,10 @@ from scaling.evaluate import check_env, episode_rows, play, summed_loss
 from scaling.identity import canonical, check_model
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
+from scaling.stopwatch import settle
 from scaling.store import Store
 from scaling.train import Outcome, accelerator_for, forget_company, row_of, seeded
-from scaling.training import Report, build, residents
+from scaling.training import Places, Report, build, residents
 
 Ended = Outcome | Exception
 """How a run left its population."""
@@ -62,10 +63,11 @@ def train_together(entries: Sequence[Entry]) -> Iterator[tuple[int, Ended]]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with accelerator_for(entries[0].spec) as accelerator:
-        members = []
+        members: list[_Member] = []
+        known: Places = {}
         for number, entry in enumerate(entries):
             try:
-                members.append(_Member(number, entry, accelerator, len(entries)))
+                members.append(_Member(number, entry, accelerator, len(entries), known))
             except UserError as error:
                 yield number, error
         if members:
@@ -75,7 +77,7 @@ def train_together(entries: Sequence[Entry]) -> Iterator[tuple[int, Ended]]:
 class _Member:
     """One run of a population."""
 
-    def __init__(self, number: int, entry: Entry, accelerator: Accelerator, packed: int) -> None:
+    def __init__(self, number: int, entry: Entry, accelerator: Accelerator, packed: int, known: Places) -> None:
         self.number, self.entry, self.accelerator, self.packed = number, entry, accelerator, packed
         self.spec = spec = canonical(entry.spec)
         self.space: Space = entry.store.space
@@ -83,7 +85,7 @@ class _Member:
         check_model(spec, self.space)
         check_env(spec, self.space)
         self.cost: Cost = cost_of(spec, entry.store, self.subset)
-        places = residents(spec, self.subset, accelerator)
+        places = residents(self.subset, accelerator, known)
         self.course = Course(spec, self.space, self.subset, self.cost.updates, accelerator.device, *places)
         with seeded(spec.seed):
             self.model, optimiser = build(spec, self.space)
@@ -96,7 +98,7 @@ class _Member:
             self.course.restore(entry.state)
             self.model.load_state_dict(entry.state["model"])
             optimiser.load_state_dict(entry.state["optimiser"])
-            generators, self.total = entry.state["generators"], float(entry.state["total"])
+            generators, self.total = {**generators, **entry.state["generators"]}, float(entry.state["total"])
         self.generators = generators
         generator = torch.Generator(accelerator.device)
         generator.set_state(generators[accelerator.device.type])
@@ -165,8 +167,17 @@ class Population:
             member.course.updated(steps)
             member.course.spend("train", share)
 
+    def _settle(self) -> None:
+        """Wait for the device, so that the clocks are right."""
+        begin = time.perf_counter()
+        settle(self.stack.device)
+        for member in self.members:
+            member.course.spend("train", (time.perf_counter() - begin) / len(self.members))
+
     def _arrivals(self) -> Iterator[tuple[int, Ended]]:
         """Measure the members that are at a point of their curves; those that ended there."""
+        if any(member.course.mark == member.course.done for member in self.members):
+            self._settle()
         for at, member in enumerate(self.members):
             try:
                 if member.course.mark == member.course.done:
@@ -177,9 +188,7 @@ class Population:
                 yield at, error
 
     def _measure(self, at: int, member: _Member) -> None:
-        begin = time.perf_counter()
-        trained = member.total + float(self.totals[at])  # waits for the device, so that the clock is right
-        member.course.spend("train", time.perf_counter() - begin)
+        trained = member.total + float(self.totals[at])
         with member.course.clock("evaluate"), self.accelerator.autocast():
             summed = float(member.course.held_out.summed(self.stack.alone(at)))
         mark, loss = member.course.done, member.course.measure(trained, summed)
@@ -219,4 +228,6 @@ def rehearsal(entries: Sequence[Entry]) -> Iterator[Population]:
     """Runs before their first update, in this process alone, to be tried and timed; nothing of it is kept."""
     forget_company()
     with accelerator_for(entries[0].spec) as accelerator:
-        yield Population([_Member(0, entry, accelerator, len(entries)) for entry in entries], accelerator)
+        known: Places = {}
+        members = [_Member(0, entry, accelerator, len(entries), known) for entry in entries]
+        yield Population(members, accelerator)

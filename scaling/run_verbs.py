@@ -32,8 +32,8 @@ PACK = click.option(
     type=click.IntRange(1),
     envvar="SCALING_PACK",
     show_envvar=True,
-    help="Runs of one shape that a process trains together.  [default: found by trying on this machine, with --address "
-    "local or none; 1 on a cluster]",
+    help="Runs of one shape that a process trains together.  [default: found by trying on this machine; 1 on a "
+    "cluster, with --no-wait, and for W&B and MLflow]",
 )
 RESOURCES = (
     click.option(

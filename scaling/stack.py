@@ -105,7 +105,7 @@ class Stack:
             if moments:
                 rows = {name: self.layout.groups(moments[name])[at] for name in ("exp_avg", "exp_avg_sq")}
                 state = {name: row.to(self.device).clone() for name, row in rows.items()}
-                self.optimiser.state[part] = {"step": moments["step"].clone(), **state}
+                self.optimiser.state[part] = {"step": moments["step"].to(self.device).clone(), **state}
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with some of the members."""

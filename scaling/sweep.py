@@ -38,7 +38,7 @@ from scaling.team import Together
 from scaling.work import Work
 
 REPORT_SECONDS = 2.0
-"""A run speaks up at most this often; each word waits for the driver."""
+"""A process speaks up about this often; each word waits for the driver."""
 
 NEVER = 10**9
 
@@ -162,7 +162,7 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
     said: dict[str, float] = dict.fromkeys(config["run_ids"], time.monotonic())
 
     def report(run_id: str, update: int, loss: float) -> None:
-        if time.monotonic() - said[run_id] > REPORT_SECONDS:
+        if time.monotonic() - said[run_id] > REPORT_SECONDS * len(orders):
             tune.report({"run_id": run_id, "update": update, "loss": loss})
             said[run_id] = time.monotonic()
 

@@ -54,7 +54,7 @@ class Training:
         """
         self.spec, self.space, self.accelerator = spec, space, accelerator
         self.keeper = keeper or Nobody()
-        self.course = Course(spec, space, subset, updates, accelerator.device, *residents(spec, subset, accelerator))
+        self.course = Course(spec, space, subset, updates, accelerator.device, *residents(subset, accelerator, {}))
         self.bare, optimiser = build(spec, space)
         self.model, self.optimiser = accelerator.prepare(self.bare, optimiser)
         self.shares = self._shares(micro_batches)
@@ -188,10 +188,16 @@ def build(spec: RunSpec, space: Space) -> tuple[nn.Module, torch.optim.AdamW]:
     return model, optimiser
 
 
-def residents(spec: RunSpec, subset: Subset, accelerator: Accelerator) -> tuple[Resident | None, Resident | None]:
+Places = dict[int, Resident | None]
+"""Datasets that are on the device already, by the identity of their stores."""
+
+
+def residents(subset: Subset, accelerator: Accelerator, known: Places) -> tuple[Resident | None, Resident | None]:
     """The dataset on the device, for training and for held-out episodes, as far as there is room for it."""
-    whole = resident_on(subset.training.store, accelerator.device)
-    return whole, resident_on(subset.held_out.store, accelerator.device) if spec.data.degrades else whole
+    for store in (subset.training.store, subset.held_out.store):
+        if id(store) not in known:
+            known[id(store)] = resident_on(store, accelerator.device)
+    return known[id(subset.training.store)], known[id(subset.held_out.store)]
 
 
 def _generators() -> dict[str, Tensor]:

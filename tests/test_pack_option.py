@@ -81,7 +81,7 @@ def test_without_the_option_packs_are_found_by_trying(sweep):
         (
             ("--pack", 2),
             "{model.width: [16, 24, 32]}",
-            "--pack 2: no two of the 3 runs to be done have the shape in common",
+            "--pack 2: no two of the 3 runs of the sweep have the shape in common",
         ),
     ],
 )

@@ -89,8 +89,14 @@ def together(specs: list[RunSpec], folder: Path, keepers=None, states=None) -> l
     return [found[number] for number in range(len(specs))]
 
 
-def row_of(vector: dict[str, torch.Tensor]) -> torch.Tensor:
-    return torch.cat([value.flatten() for value in vector.values()])
+def row_of(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All of a network that its output depends on.
+
+    Softmax does not notice the bias of keys: its gradient is rounding, which AdamW blows up to the learning rate.
+    """
+    biases = {name: value.tensor_split(3) for name, value in parameters.items() if name.endswith("qkv.bias")}
+    seen = {**parameters, **{name: torch.cat([query, value]) for name, (query, _, value) in biases.items()}}
+    return torch.cat([value.flatten() for value in seen.values()])
 
 
 def assert_rows_equal(one: dict, other: dict, rel: float = 1e-5) -> None:
@@ -309,6 +315,29 @@ def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch)
     assert [row["packed"] for row in rows] == [3, None, 3]
 
 
+def test_memory_that_company_takes_away_from_rollouts_splits_it(folder, monkeypatch):
+    orders = [order_of(folder, spec) for spec in company(2)]
+
+    def hungry(self, stack, at):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(population._Member, "_rollouts", hungry)
+    attempt_together(orders, lambda *_: None, never)
+    assert [row["packed"] for row in written(orders)] == [1, 1]
+
+
+def test_a_root_in_trouble_for_too_long_loses_the_attempt_at_a_pack(folder, monkeypatch):
+    orders = [order_of(folder, spec) for spec in company(2)]
+
+    def fails(root, row):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("scaling.held.PATIENCE", 0.0)
+    monkeypatch.setattr(results, "write_row", fails)
+    with pytest.raises(OSError, match="Read-only"):
+        attempt_together(orders, lambda *_: None, never)
+
+
 def test_a_gpu_that_faults_ends_the_process_not_the_runs(folder, monkeypatch):
     orders = [order_of(folder, spec) for spec in company(2)]
 
@@ -399,9 +428,34 @@ def test_no_packing_is_chosen_that_was_seen_to_be_slower(folder, monkeypatch, se
     assert packs.share(name) == pytest.approx(share)
 
 
+@pytest.mark.parametrize("tried", [1, 2, 4])
+def test_a_trial_that_comes_to_nothing_leaves_what_was_tried_before(folder, monkeypatch, tried):
+    def seconds(specs, store):
+        if len(specs) >= tried:
+            raise torch.OutOfMemoryError("no room")
+        return 1e-3
+
+    monkeypatch.setattr("scaling.packing.seconds_per_update", seconds)
+    runs = identify(sweep_of(folder, "{seed: [0, 1, 2, 3, 4, 5]}"))
+    packs = packs_of(runs, plan.plan(runs), list(runs.specs), 1, None)
+    assert packs.size(next(iter(runs.specs))) == max(1, tried // 2)
+
+
+def test_a_network_that_memory_cannot_hold_is_not_tried(folder):
+    runs = identify(sweep_of(folder, "{model.width: [4000000], seed: [0, 1]}"))
+    packs = packs_of(runs, plan.plan(runs), list(runs.specs), 1, None)
+    assert packs.size(next(iter(runs.specs))) == 1
+
+
+def test_the_last_run_of_a_sweep_need_not_have_company(folder):
+    runs = identify(sweep_of(folder, "{seed: [0, 1]}"))
+    name = next(iter(runs.specs))
+    assert packs_of(runs, plan.plan(runs), [name], 1, 2).size(name) == 2
+
+
 def test_a_pack_of_runs_without_a_common_shape_is_refused(folder):
     runs = identify(sweep_of(folder, "{model.width: [16, 32]}"))
-    with pytest.raises(UserError, match=r"--pack 2: no two of the 2 runs to be done have the shape in common"):
+    with pytest.raises(UserError, match=r"--pack 2: no two of the 2 runs of the sweep have the shape in common"):
         packs_of(runs, plan.plan(runs), list(runs.specs), 1, 2)
 
 
