@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from scaling import plug, train, training
+from scaling import course, plug, train
 from scaling.cost import cost_of, subset_of
 from scaling.datasets import d4rl
 from scaling.errors import UserError
@@ -60,7 +60,7 @@ def test_compute_that_does_not_suffice_for_one_update_is_refused(store):
 )
 def test_a_run_has_converged_when_its_last_points_bring_no_new_lowest_loss(losses, stops):
     curve = [{"update": index, "loss": loss} for index, loss in enumerate(losses)]
-    assert training.converged(curve, patience=2) is stops
+    assert course.converged(curve, patience=2) is stops
 
 
 def test_a_run_to_convergence_stops_and_its_row_says_what_it_took(store):

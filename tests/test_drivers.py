@@ -114,7 +114,7 @@ def test_auto_without_a_ray_says_how_to_start_one(monkeypatch, tmp_path):
         pass
 
 
-TRIAL = types.SimpleNamespace(config={"run_id": "a"})
+TRIAL = types.SimpleNamespace(config={"run_ids": ["a"]})
 
 
 def test_tensorboard_gets_the_whole_curve_once(tmp_path):
@@ -124,8 +124,8 @@ def test_tensorboard_gets_the_whole_curve_once(tmp_path):
     curve = [{"update": 10 * n, "loss": 1.0 / n} for n in range(1, 5)]
     results.write_row(root, {"run_id": "a", "status": "done", "curve": curve})
     callback = TensorBoard(root, {"a": "a run"})
-    callback.on_trial_result(1, [], TRIAL, {"update": 20, "loss": 0.5})
-    callback.on_trial_result(2, [], TRIAL, {"update": 40, "loss": 0.25, "loss_best": 0.25})
+    callback.on_trial_result(1, [], TRIAL, {"run_id": "a", "update": 20, "loss": 0.5})
+    callback.on_trial_result(2, [], TRIAL, {"run_id": "a", "update": 40, "loss": 0.25, "loss_best": 0.25})
     callback.on_trial_complete(3, [], TRIAL)
     (log,) = (tmp_path / "a").glob("events*")
     content, steps = log.read_bytes(), []

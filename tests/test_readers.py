@@ -451,6 +451,16 @@ def test_files_of_one_folder_must_have_the_same_columns(tmp_path):
     refused("arrow", folder, "part-003.parquet: its columns or their types differ")
 
 
+def test_a_parquet_file_whose_names_are_damaged_is_refused(tmp_path):
+    path = write(tmp_path / "x.parquet", table())
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) - 6):
+        if content[place : place + 6] == b"reward":
+            content[place] = 0x80
+    path.write_bytes(content)
+    refused("arrow", path, "not a whole .parquet file|column")
+
+
 def test_what_is_no_parquet_or_arrow_file_is_refused(tmp_path):
     for name in ("x.parquet", "x.arrow", "x.feather"):
         (tmp_path / name).write_bytes(b"PAR1 and then something else PAR1")

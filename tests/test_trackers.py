@@ -14,7 +14,7 @@ from scaling.root import open_root
 class Trial:
     """As Tune tells callbacks of one."""
 
-    config = {"run_id": "a"}  # noqa: RUF012
+    config = {"run_ids": ["a"]}  # noqa: RUF012
 
 
 def points(folder: Path) -> list[tuple[int, float]]:
@@ -34,7 +34,7 @@ def test_a_curve_lies_beside_the_row_and_its_trouble_disturbs_nobody(tmp_path, m
     board = trackers.TensorBoard(open_root(tmp_path), {"a": "a label"})
 
     def point(update: int) -> None:
-        board.on_trial_result(0, [], Trial, {"update": update, "loss": 1.0 / update})
+        board.on_trial_result(0, [], Trial, {"run_id": "a", "update": update, "loss": 1.0 / update})
 
     def fail(writer: RecordWriter) -> None:
         raise OSError(28, "No space left on device")

@@ -74,7 +74,7 @@ def _choices(file: Path) -> dict[str, int]:
         return {}
     try:
         said = (pq.read_schema(file).metadata or {}).get(b"choices", b"")
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, ValueError, pa.ArrowException):
         return {}  # told when the file is read
     return {"choices": int(said)} if said.isdigit() else {}
 
