@@ -452,7 +452,7 @@ def test_files_of_one_folder_must_have_the_same_columns(tmp_path):
 
 
 def test_a_parquet_file_whose_names_are_damaged_is_refused(tmp_path):
-    path = write(tmp_path / "x.parquet", table())
+    path = as_parquet(tmp_path / "x.parquet", table())
     content = bytearray(path.read_bytes())
     for place in range(len(content) - 6):
         if content[place : place + 6] == b"reward":
