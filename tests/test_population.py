@@ -141,7 +141,7 @@ def test_every_choice_of_network_and_training_can_be_had_together(folder, change
     specs, keeper = company(2, **changes), Stopping(20)
     stopped, outcome = together(specs, folder, [keeper, None])
     assert isinstance(stopped, Interrupted)
-    rel = 2e-3 if "train__precision" in changes else 1e-5
+    rel = 2**-7 if "train__precision" in changes else 1e-5  # bf16 has eight bits, and both round differently
     assert_rows_equal(outcome.row, training.train(specs[1], open_store(specs[1], folder)).row, rel)
     store = open_store(specs[0], folder)
     rest = training.train(specs[0], store, state=keeper.state).row
