@@ -35,6 +35,7 @@ TRIAL = 0.2
 """Seconds of updates that are timed for each size."""
 
 NO_LIMIT = 10**6
+"""Members that have room where the free memory is not known."""
 
 MEMORY = 0.5
 """Share of the free memory that packs may take."""

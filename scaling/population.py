@@ -171,8 +171,9 @@ class Population:
         """Wait for the device, so that the clocks are right."""
         begin = time.perf_counter()
         settle(self.stack.device)
+        share = (time.perf_counter() - begin) / len(self.members)
         for member in self.members:
-            member.course.spend("train", (time.perf_counter() - begin) / len(self.members))
+            member.course.spend("train", share)
 
     def _arrivals(self) -> Iterator[tuple[int, Ended]]:
         """Measure the members that are at a point of their curves; those that ended there."""
