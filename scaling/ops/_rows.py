@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 
 
-def array(x: Tensor) -> np.ndarray:
-    """The tensor's memory as a NumPy array."""
-    return x.detach().numpy()
+def flat(x: Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor as a NumPy array of one axis."""
+    return x.detach().view(-1).numpy()
+
+
+def rows(x: Tensor) -> np.ndarray:
+    """The same, with the first axis kept."""
+    return x.detach().view(len(x), -1).numpy()
 
 
 def threads_of_torch() -> int:

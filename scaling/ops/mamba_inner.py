@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scaling.ops import _mamba_inner
-from scaling.ops._rows import array, threads_of_torch
+from scaling.ops._mamba_inner import Sizes, sizes_of
+from scaling.ops._rows import flat, rows, threads_of_torch
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
 
@@ -93,34 +94,41 @@ def _fused(xz: Tensor, parameters: Tensor, rank: int, states: int) -> tuple[Tens
         states: per channel.
 
     """
-    batch, time, channels = *xz.shape[:2], parameters.shape[2]
-    y, chosen = xz.new_empty(batch, time, channels), xz.new_zeros(batch, time, rank + 2 * states)
-    constants = _constants(parameters, rank, states)
-    threads_of_torch()
-    _mamba_inner.forward(array(xz.contiguous()), array(constants), rank, states, array(chosen), array(y))
-    return y, chosen
+    members, channels = len(parameters), parameters.shape[2]
+    sizes, constants = _prepared(parameters, xz.shape[1], rank, states)
+    mixing = constants[:, : sizes.selected].transpose(1, 2).contiguous()
+    y = xz.new_empty(*xz.shape[:2], sizes.channels)
+    chosen = xz.new_empty(*xz.shape[:2], sizes.selected)
+    workers = min(threads_of_torch(), len(xz))
+    given = [flat(x) for x in (_widened(xz, 2, sizes.channels), constants, mixing)]
+    _mamba_inner.forward(given[0], rows(constants), given[2], sizes, members, len(xz), flat(y), flat(chosen), workers)
+    return _narrowed(y, 1, channels), chosen
 
 
 @_fused.register_fake
 def _(xz: Tensor, parameters: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor]:
-    return xz.new_empty(*xz.shape[:2], parameters.shape[2]), xz.new_empty(*xz.shape[:2], rank + 2 * states)
+    sizes = _sizes(parameters, xz.shape[1], rank, states)
+    return xz.new_empty(*xz.shape[:2], parameters.shape[2]), xz.new_empty(*xz.shape[:2], sizes.selected)
 
 
 @torch.library.custom_op("scaling::mamba_inner_backward", mutates_args=())
 def _fused_backward(
     dy: Tensor, xz: Tensor, parameters: Tensor, chosen: Tensor, rank: int, states: int
 ) -> tuple[Tensor, Tensor]:
-    members, count, channels = parameters.shape
+    members, _, channels = parameters.shape
     chunks = min(len(xz) // members, CHUNKS)
-    d_xz, sums = torch.empty_like(xz), xz.new_zeros(members * chunks, count, channels)
-    constants = _constants(parameters, rank, states)
-    given = [array(x.contiguous()) for x in (dy, xz, constants, chosen)]
+    sizes, constants = _prepared(parameters, xz.shape[1], rank, states)
+    sums = xz.new_zeros(members * chunks, *constants.shape[1:])
+    given = [_widened(dy, 1, sizes.channels), _widened(xz, 2, sizes.channels)]
+    d_xz = torch.empty_like(given[1])
     workers = min(threads_of_torch(), len(sums))
-    _mamba_inner.backward(*given, rank, states, array(d_xz), array(sums), workers)
-    d_parameters = sums.view(members, chunks, count, channels).sum(1)
-    first = 2 * rank + 2 * states
-    d_parameters[:, first : first + states] *= LN2 * constants[:, first : first + states]
-    return d_xz, d_parameters
+    _mamba_inner.backward(
+        *map(flat, given), rows(constants), flat(chosen), sizes, members, len(xz), flat(d_xz), rows(sums), workers
+    )
+    summed = sums.view(members, chunks, *sums.shape[1:]).sum(1)
+    summed[:, sizes.A : sizes.conv] *= LN2 * constants[:, sizes.A : sizes.conv]
+    d_parameters = summed[:, _places(sizes, rank, states, _taps(parameters, rank, states)), :channels]
+    return _narrowed(d_xz, 2, channels), d_parameters
 
 
 @_fused_backward.register_fake
@@ -128,12 +136,42 @@ def _(dy: Tensor, xz: Tensor, parameters: Tensor, chosen: Tensor, rank: int, sta
     return torch.empty_like(xz), torch.empty_like(parameters)
 
 
-def _constants(parameters: Tensor, rank: int, states: int) -> Tensor:
-    """The parameters with A / ln 2 in place of the logarithm of -A."""
-    constants = parameters.clone(memory_format=torch.contiguous_format)
-    first = 2 * rank + 2 * states
-    constants[:, first : first + states].exp_().div_(-LN2)
-    return constants
+def _taps(parameters: Tensor, rank: int, states: int) -> int:
+    return parameters.shape[1] - 2 * rank - 3 * states - 3
+
+
+def _sizes(parameters: Tensor, time: int, rank: int, states: int) -> Sizes:
+    return sizes_of(time, parameters.shape[2], states, rank, _taps(parameters, rank, states))
+
+
+def _prepared(parameters: Tensor, time: int, rank: int, states: int) -> tuple[Sizes, Float[Tensor, "member row lane"]]:
+    """The kernel's constants: parameters where it wants them among zeros, with A / ln 2 in place of log -A."""
+    sizes = _sizes(parameters, time, rank, states)
+    constants = parameters.new_zeros(len(parameters), sizes.dt_bias + 1, sizes.channels)
+    places = _places(sizes, rank, states, _taps(parameters, rank, states))
+    constants[:, places, : parameters.shape[2]] = parameters
+    own = constants[:, sizes.A : sizes.A + states, : parameters.shape[2]]
+    own.exp_().div_(-LN2)
+    return sizes, constants
+
+
+def _places(sizes: Sizes, rank: int, states: int, taps: int) -> list[int]:
+    """The kernel's row of each row of the parameters."""
+    first_tap = sizes.D - 1 - taps
+    starts = (2 * sizes.states, rank), (0, states), (sizes.states, states), (sizes.dt_weight, rank), (sizes.A, states)
+    several = [start + row for start, count in (*starts, (first_tap, taps)) for row in range(count)]
+    return [*several, sizes.D - 1, sizes.D, sizes.dt_bias]
+
+
+def _widened(x: Tensor, parts: int, channels: int) -> Tensor:
+    """The tensor, contiguous, each part of its last axis followed by zeros up to a number of channels."""
+    missing = channels - x.shape[-1] // parts
+    return functional.pad(x.unflatten(-1, (parts, -1)), (0, missing)).flatten(-2) if missing else x.contiguous()
+
+
+def _narrowed(x: Tensor, parts: int, channels: int) -> Tensor:
+    """Without those zeros."""
+    return x.unflatten(-1, (parts, -1))[..., :channels].flatten(-2).contiguous()
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # signature fixed by torch.library
