@@ -10,12 +10,24 @@ from scaling.layers.dropout import Dropout, Share, take_share
 from scaling.spec import ModelSpec
 
 
-def test_without_shares_it_is_pytorchs():
-    x = torch.randn(6, 5, 4)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
+def test_entries_are_dropped_as_often_as_asked_and_the_rest_makes_up_for_it(p):
     torch.manual_seed(0)
-    expected = torch.nn.functional.dropout(x, 0.3)
+    x = torch.full((1001, 1001), 3.0)
+    dropped = Dropout(p)(x)
+    kept = dropped != 0
+    assert abs(kept.double().mean() - (1 - p)) < 5 * (p * (1 - p) / x.numel()) ** 0.5
+    torch.testing.assert_close(dropped[kept], x[kept] / (1 - p))
+
+
+def test_masks_are_others_each_time_and_the_same_from_the_same_seed():
+    x, module = torch.ones(64, 64), Dropout(0.5)
     torch.manual_seed(0)
-    assert torch.equal(Dropout(0.3)(x), expected)
+    first, second = module(x), module(x)
+    torch.manual_seed(0)
+    assert torch.equal(module(x), first)
+    agreeing = (first == second).double().mean()
+    assert abs(agreeing - 0.5) < 0.05
 
 
 def test_shares_put_together_are_the_whole_whatever_the_cut():

@@ -9,6 +9,7 @@ generator advances alike everywhere and the sum of the shares' gradients is the 
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,10 +37,12 @@ class Dropout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, ...) with entries dropped; rows of one window are next to each other."""
-        if self.generators is not None and self.active:
+        if not self.active:
+            return x
+        if self.generators is not None:
             return cast(Tensor, _OwnMasks.apply(x, self.p, self.generators))
-        if self.share is None or not self.active:
-            return functional.dropout(x, self.p, self.training)
+        if not self.draws(x.device):
+            return functional.dropout(x, self.p)
         return x * self.mask(x)
 
     @property
@@ -47,19 +50,36 @@ class Dropout(nn.Module):
         """Whether anything is dropped."""
         return self.training and self.p > 0
 
-    @property
-    def is_special(self) -> bool:
-        """Whether PyTorch's own dropout would draw other masks, or cannot be mapped over a population."""
-        return self.generators is not None or (self.active and self.share is not None)
+    def draws(self, device: torch.device) -> bool:
+        """Whether masks are drawn here and not by PyTorch, whose own dropout knows no shares and no members.
 
+        On a CPU they always are, since PyTorch's generator takes five times as long there.
+        """
+        return self.active and (device.type == "cpu" or self.is_mapped or self.share is not None)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether a population is mapped over."""
+        return self.generators is not None
+
+    @torch.no_grad()
     def mask(self, like: Tensor) -> Tensor:
-        """The share's rows of the whole batch's mask, for a tensor whose first axis is the share's."""
-        share = self.share
-        assert share is not None
-        rows = like.shape[0] // (share.stop - share.begin)
-        whole = torch.empty((share.total * rows, *like.shape[1:]), dtype=like.dtype, device=like.device)
-        own = whole.bernoulli_(1 - self.p).div_(1 - self.p)[share.begin * rows : share.stop * rows]
-        return own.clone()  # a view would keep the whole for the backward pass
+        """The whole batch's mask, or the share's rows of it, for a tensor whose first axis is the share's."""
+        share = self.share or Share(0, len(like), len(like))
+        rows = len(like) // (share.stop - share.begin)
+        whole = like.new_empty((share.total * rows, *like.shape[1:]))
+        own = _fill(whole, self.p)[share.begin * rows : share.stop * rows]
+        return own.clone() if len(own) < len(whole) else own  # a view would keep the whole for the backward pass
+
+
+def _fill(mask: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
+    """Fill a contiguous mask; on a CPU with the bits of a NumPy generator whose seed the given one draws."""
+    if mask.is_cuda:
+        return mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
+    seed = int(torch.randint(2**63 - 1, (), generator=generator))
+    pairs = np.random.SFC64(seed).random_raw(-(-mask.numel() // 2))
+    bits = torch.from_numpy(pairs.view(np.int32)[: mask.numel()]).view(mask.shape)
+    return torch.ge(bits, round(p * 2**32) - 2**31, out=mask).div_(1 - p)
 
 
 class _OwnMasks(torch.autograd.Function):
@@ -82,8 +102,8 @@ class _OwnMasks(torch.autograd.Function):
         x = x.movedim(in_dims[0] or 0, 0)
         mask = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
         for own, generator in zip(mask, generators, strict=True):
-            own.bernoulli_(1 - p, generator=generator)
-        return x * mask.div_(1 - p), 0
+            _fill(own, p, generator)
+        return x * mask, 0
 
 
 def take_share(model: nn.Module, share: Share | None) -> None:

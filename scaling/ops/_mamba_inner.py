@@ -82,6 +82,48 @@ def up(count: int, step: int) -> int:
 
 
 @jit
+def lay_out(s, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, constants):  # type: ignore[no-untyped-def]
+    """Put each member's parameters where the kernels want them, among zeros."""
+    for member in range(len(constants)):
+        own, channels = constants[member], D.shape[1]
+        rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
+        for n in range(states):
+            own[n, :channels] = x_weight[member, rank + n]
+            own[s.states + n, :channels] = x_weight[member, rank + states + n]
+            own[s.A + n, :channels] = np.exp(A_log[member, :, n]) / -LN2
+        for r in range(rank):
+            own[2 * s.states + r, :channels] = x_weight[member, r]
+            own[s.dt_weight + r, :channels] = dt_weight[member, :, r]
+        for k in range(taps):
+            own[s.conv + s.taps - taps + k, :channels] = conv_weight[member, :, k]
+        own[s.conv + s.taps, :channels] = conv_bias[member]
+        own[s.D, :channels] = D[member]
+        own[s.dt_bias, :channels] = dt_bias[member]
+
+
+@jit
+def distribute(s, sums, constants, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias):  # type: ignore[no-untyped-def]
+    """Add up the sums of each member's chunks, and put the gradients where its parameters come from."""
+    for member in range(len(sums)):
+        total, channels = sums[member, 0], D.shape[1]
+        for chunk in range(1, sums.shape[1]):
+            total += sums[member, chunk]
+        rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
+        for n in range(states):
+            x_weight[member, rank + n] = total[n, :channels]
+            x_weight[member, rank + states + n] = total[s.states + n, :channels]
+            A_log[member, :, n] = total[s.A + n, :channels] * constants[member, s.A + n, :channels] * LN2
+        for r in range(rank):
+            x_weight[member, r] = total[2 * s.states + r, :channels]
+            dt_weight[member, :, r] = total[s.dt_weight + r, :channels]
+        for k in range(taps):
+            conv_weight[member, :, k] = total[s.conv + s.taps - taps + k, :channels]
+        conv_bias[member] = total[s.conv + s.taps, :channels]
+        D[member] = total[s.D, :channels]
+        dt_bias[member] = total[s.dt_bias, :channels]
+
+
+@jit
 def _take_in(s, xz, sequence, past):  # type: ignore[no-untyped-def]
     """Copy what is convolved behind the rows of zeros that stand for tokens before the first."""
     for t in range(s.time):

@@ -9,8 +9,7 @@ Names are those of mamba-ssm's ``mamba_inner_fn``; the layout is (batch, time, c
 leave it. On a CPU one kernel does it all, sequence by sequence, and what a sequence needs stays in a core's cache.
 """
 
-import math
-
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,10 +21,9 @@ from scaling.ops._rows import flat, rows, threads_of_torch
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
 
-LN2 = math.log(2.0)
-
-CHUNKS = 32
-"""Groups of sequences that sum parameter gradients on their own: a constant, so that sums do not depend on threads."""
+CHUNKS = 8
+"""Groups of sequences that sum parameter gradients on their own: a constant, so that sums do not depend on threads, of
+which the backward pass cannot use more."""
 
 
 def mamba_inner(
@@ -40,9 +38,8 @@ def mamba_inner(
 ) -> Float[Tensor, "batch time channel"]:
     """What the output projection is given: by one Numba kernel on a CPU in single precision, else part by part."""
     if kernel_name(xz.device.type, xz.dtype) == "numba":
-        vectors = [x[None] for x in (conv_bias, D, dt_bias)]
-        parameters = torch.cat([x_weight, dt_weight.t(), A_log.t(), conv_weight.t(), *vectors])
-        return torch.ops.scaling.mamba_inner(xz, parameters[None], dt_weight.shape[1], A_log.shape[1])[0]
+        parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
+        return torch.ops.scaling.mamba_inner(xz, *parameters)[0]
     x, z = xz.chunk(2, dim=-1)
     with torch.autocast(xz.device.type, enabled=False):
         x = causal_conv(x, conv_weight, conv_bias)
@@ -83,84 +80,88 @@ def at_least_single(x: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("scaling::mamba_inner", mutates_args=())
-def _fused(xz: Tensor, parameters: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor]:
+def _fused(
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+) -> tuple[Tensor, Tensor]:
     """The result, and what was selected, for the way back.
 
-    Args:
-        xz: (member batch, time, 2 channel): the sequences of each member of a population follow those of another.
-        parameters: (member, row, channel): W_x, W_dt, A_log, taps, bias of the convolution, D and bias of the step
-            sizes, each with its channels along the last axis.
-        rank: of the step sizes' projection.
-        states: per channel.
-
+    Parameters may all have an axis of members in front; the sequences of each member then follow those of another.
     """
-    members, channels = len(parameters), parameters.shape[2]
-    sizes, constants = _prepared(parameters, xz.shape[1], rank, states)
+    parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
+    sizes, constants = _constants(parameters, xz.shape[1])
     mixing = constants[:, : sizes.selected].transpose(1, 2).contiguous()
-    y = xz.new_empty(*xz.shape[:2], sizes.channels)
-    chosen = xz.new_empty(*xz.shape[:2], sizes.selected)
+    y, chosen = xz.new_empty(*xz.shape[:2], sizes.channels), xz.new_empty(*xz.shape[:2], sizes.selected)
     workers = min(threads_of_torch(), len(xz))
-    given = [flat(x) for x in (_widened(xz, 2, sizes.channels), constants, mixing)]
-    _mamba_inner.forward(given[0], rows(constants), given[2], sizes, members, len(xz), flat(y), flat(chosen), workers)
-    return _narrowed(y, 1, channels), chosen
+    given = flat(_widened(xz, 2, sizes.channels)), rows(constants), flat(mixing)
+    _mamba_inner.forward(*given, sizes, len(constants), len(xz), flat(y), flat(chosen), workers)
+    return _narrowed(y, 1, D.shape[-1]), chosen
 
 
 @_fused.register_fake
-def _(xz: Tensor, parameters: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(parameters, xz.shape[1], rank, states)
-    return xz.new_empty(*xz.shape[:2], parameters.shape[2]), xz.new_empty(*xz.shape[:2], sizes.selected)
+def _(xz, *parameters):  # type: ignore[no-untyped-def]
+    D, selected = parameters[5], _sizes(parameters, xz.shape[1]).selected
+    return xz.new_empty(*xz.shape[:2], D.shape[-1]), xz.new_empty(*xz.shape[:2], selected)
 
 
 @torch.library.custom_op("scaling::mamba_inner_backward", mutates_args=())
 def _fused_backward(
-    dy: Tensor, xz: Tensor, parameters: Tensor, chosen: Tensor, rank: int, states: int
-) -> tuple[Tensor, Tensor]:
-    members, _, channels = parameters.shape
-    chunks = min(len(xz) // members, CHUNKS)
-    sizes, constants = _prepared(parameters, xz.shape[1], rank, states)
-    sums = xz.new_zeros(members * chunks, *constants.shape[1:])
-    given = [_widened(dy, 1, sizes.channels), _widened(xz, 2, sizes.channels)]
-    d_xz = torch.empty_like(given[1])
-    workers = min(threads_of_torch(), len(sums))
-    _mamba_inner.backward(
-        *map(flat, given), rows(constants), flat(chosen), sizes, members, len(xz), flat(d_xz), rows(sums), workers
-    )
-    summed = sums.view(members, chunks, *sums.shape[1:]).sum(1)
-    summed[:, sizes.A : sizes.conv] *= LN2 * constants[:, sizes.A : sizes.conv]
-    d_parameters = summed[:, _places(sizes, rank, states, _taps(parameters, rank, states)), :channels]
-    return _narrowed(d_xz, 2, channels), d_parameters
+    dy: Tensor,
+    chosen: Tensor,
+    xz: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_weight: Tensor,
+    dt_weight: Tensor,
+    A_log: Tensor,
+    D: Tensor,
+    dt_bias: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of ``xz`` and of the parameters."""
+    parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
+    sizes, constants = _constants(parameters, xz.shape[1])
+    members = len(constants)
+    sums = xz.new_zeros(members, min(len(xz) // members, CHUNKS), *constants.shape[1:])
+    given = flat(_widened(dy, 1, sizes.channels)), flat(_widened(xz, 2, sizes.channels)), rows(constants), flat(chosen)
+    d_xz = xz.new_empty(*xz.shape[:2], 2 * sizes.channels)
+    added_up = rows(sums.flatten(0, 1))
+    workers = min(threads_of_torch(), len(added_up))
+    _mamba_inner.backward(*given, sizes, members, len(xz), flat(d_xz), added_up, workers)
+    d_parameters = tuple(parameter.new_empty(parameter.shape) for parameter in parameters)
+    _mamba_inner.distribute(sizes, sums.numpy(), constants.numpy(), *_arrays(d_parameters))
+    return _narrowed(d_xz, 2, D.shape[-1]), *d_parameters
 
 
 @_fused_backward.register_fake
-def _(dy: Tensor, xz: Tensor, parameters: Tensor, chosen: Tensor, rank: int, states: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(xz), torch.empty_like(parameters)
+def _(dy, chosen, xz, *parameters):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(x) for x in (xz, *parameters))
 
 
-def _taps(parameters: Tensor, rank: int, states: int) -> int:
-    return parameters.shape[1] - 2 * rank - 3 * states - 3
+Parameters = tuple[Tensor, ...]
+"""Those of :func:`mamba_inner`."""
 
 
-def _sizes(parameters: Tensor, time: int, rank: int, states: int) -> Sizes:
-    return sizes_of(time, parameters.shape[2], states, rank, _taps(parameters, rank, states))
+def _sizes(parameters: Parameters, time: int) -> Sizes:
+    conv_weight, _, _, dt_weight, A_log, D, _ = parameters
+    return sizes_of(time, D.shape[-1], A_log.shape[-1], dt_weight.shape[-1], conv_weight.shape[-1])
 
 
-def _prepared(parameters: Tensor, time: int, rank: int, states: int) -> tuple[Sizes, Float[Tensor, "member row lane"]]:
-    """The kernel's constants: parameters where it wants them among zeros, with A / ln 2 in place of log -A."""
-    sizes = _sizes(parameters, time, rank, states)
-    constants = parameters.new_zeros(len(parameters), sizes.dt_bias + 1, sizes.channels)
-    places = _places(sizes, rank, states, _taps(parameters, rank, states))
-    constants[:, places, : parameters.shape[2]] = parameters
-    own = constants[:, sizes.A : sizes.A + states, : parameters.shape[2]]
-    own.exp_().div_(-LN2)
+def _constants(parameters: Parameters, time: int) -> tuple[Sizes, Float[Tensor, "member row lane"]]:
+    sizes = _sizes(parameters, time)
+    arrays = _arrays(parameters)
+    constants = torch.zeros(len(arrays[-1]), sizes.dt_bias + 1, sizes.channels)
+    _mamba_inner.lay_out(sizes, *arrays, constants.numpy())
     return sizes, constants
-
-
-def _places(sizes: Sizes, rank: int, states: int, taps: int) -> list[int]:
-    """The kernel's row of each row of the parameters."""
-    first_tap = sizes.D - 1 - taps
-    starts = (2 * sizes.states, rank), (0, states), (sizes.states, states), (sizes.dt_weight, rank), (sizes.A, states)
-    several = [start + row for start, count in (*starts, (first_tap, taps)) for row in range(count)]
-    return [*several, sizes.D - 1, sizes.D, sizes.dt_bias]
+def _arrays(parameters: Parameters) -> list[np.ndarray]:
+    """The parameters' memory, with an axis of members in front."""
+    *_, D, _ = parameters
+    return [(x if D.dim() > 1 else x[None]).detach().contiguous().numpy() for x in parameters]
 
 
 def _widened(x: Tensor, parts: int, channels: int) -> Tensor:
@@ -175,25 +176,21 @@ def _narrowed(x: Tensor, parts: int, channels: int) -> Tensor:
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # signature fixed by torch.library
-    xz, parameters, ctx.rank, ctx.states = inputs
-    ctx.save_for_backward(xz, parameters, output[1])
+    ctx.save_for_backward(output[1], *inputs)
     ctx.set_materialize_grads(False)  # nothing is done with what was selected
 
 
 def _differentiate(ctx, dy, _):  # type: ignore[no-untyped-def]
-    d_xz, d_parameters = torch.ops.scaling.mamba_inner_backward(dy, *ctx.saved_tensors, ctx.rank, ctx.states)
-    return d_xz, d_parameters, None, None
+    return torch.ops.scaling.mamba_inner_backward(dy, *ctx.saved_tensors)
 
 
 torch.library.register_autograd("scaling::mamba_inner", _differentiate, setup_context=_save)
 
 
 @torch.library.register_vmap("scaling::mamba_inner")
-def _over_members(info, in_dims, xz, parameters, rank, states):  # type: ignore[no-untyped-def]
-    """A population's sequences one member after another; its parameters already have an axis for members."""
+def _over_members(info, in_dims, *given):  # type: ignore[no-untyped-def]
+    """A population's sequences one member after another."""
     size = info.batch_size
-    xz = xz.movedim(in_dims[0], 0) if in_dims[0] is not None else xz.expand(size, *xz.shape)
-    own = in_dims[1] is not None
-    parameters = parameters.movedim(in_dims[1], 0) if own else parameters.expand(size, *parameters.shape)
-    found = torch.ops.scaling.mamba_inner(xz.flatten(0, 1), parameters.flatten(0, 1), rank, states)
+    each = [x.expand(size, *x.shape) if at is None else x.movedim(at, 0) for x, at in zip(given, in_dims, strict=True)]
+    found = torch.ops.scaling.mamba_inner(each[0].flatten(0, 1), *each[1:])
     return tuple(x.unflatten(0, (size, -1)) for x in found), (0, 0)
