@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from scaling import provenance, results, spec as specs
+from scaling.allocator import memory_kept
 from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.diversity import diversity
@@ -171,14 +172,15 @@ def identity(spec: RunSpec, digest: str) -> dict[str, Any]:
 
 @contextmanager
 def accelerator_for(spec: RunSpec) -> Iterator[Accelerator]:
-    """An Accelerator that leaves no state behind in a process that serves many runs."""
+    """An Accelerator that leaves neither state nor memory behind in a process that serves many runs."""
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(mixed_precision=PRECISIONS[spec.train.precision], cpu=not torch.cuda.is_available())
-    try:
-        yield accelerator
-    finally:
-        accelerator.free_memory()
-        AcceleratorState._reset_state(reset_partial_state=False)
+    with memory_kept():
+        accelerator = Accelerator(mixed_precision=PRECISIONS[spec.train.precision], cpu=not torch.cuda.is_available())
+        try:
+            yield accelerator
+        finally:
+            accelerator.free_memory()
+            AcceleratorState._reset_state(reset_partial_state=False)
 
 
 @contextmanager

@@ -89,10 +89,9 @@ class LocalBranch(nn.Module):
         missing = (count - 1) * stride + length - tokens
         padded = functional.pad(u, (0, 0, 0, missing)) if missing else u
         if stride == length:
-            parts = padded.reshape(batch, count, length, width)
-        else:
-            parts = padded.unfold(1, length, stride).transpose(2, 3)
-        mixed = self._mix(parts)
+            apart = self._mix(padded.reshape(batch, count, length, width)).flatten(1, 2)
+            return apart[:, :tokens] if missing else apart
+        mixed = self._mix(padded.unfold(1, length, stride).transpose(2, 3))
         first, later = mixed[:, 0], mixed[:, 1:, length - stride :]
         return torch.cat([first, later.flatten(1, 2)], dim=1)[:, :tokens]
 

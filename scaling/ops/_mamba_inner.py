@@ -5,8 +5,6 @@ with rows of zeros around them. A tile is a vector of channels for four states, 
 are flat. W_x is there twice: ``constants`` hold its rows of channels, ``mixing`` its columns.
 """
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 
@@ -40,87 +38,6 @@ LN2 = F(np.log(2.0))
 
 jit = numba.njit(error_model="numpy", cache=True)
 parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
-
-
-class Sizes(NamedTuple):
-    """Numbers of a block, and the first row of each parameter among the constants and the sums of gradients."""
-
-    time: int
-    tokens: int
-    """``time`` to a multiple of ``GROUP``."""
-    channels: int
-    """A multiple of ``LANES``."""
-    states: int
-    """A multiple of ``GROUP``, as are rank and taps."""
-    rank: int
-    taps: int
-    """The last is for the token itself."""
-    selected: int
-    """Rows of W_x, from the first on: for B, C and the low rank of dt, then zeros to a multiple of ``LANES``."""
-    dt_weight: int
-    A: int
-    """By ln 2."""
-    conv: int
-    """The taps and the bias."""
-    D: int
-    dt_bias: int
-
-
-def sizes_of(time: int, channels: int, states: int, rank: int, taps: int) -> Sizes:
-    """The sizes for a block of any numbers."""
-    channels = up(channels, LANES)
-    states, rank, taps = (up(count, GROUP) for count in (states, rank, taps))
-    selected = up(2 * states + rank, LANES)
-    A = selected + rank
-    D = A + states + taps + 1
-    return Sizes(time, up(time, GROUP), channels, states, rank, taps, selected, selected, A, A + states, D, D + 1)
-
-
-def up(count: int, step: int) -> int:
-    """The next multiple of the step."""
-    return -(-count // step) * step
-
-
-@jit
-def lay_out(s, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, constants):  # type: ignore[no-untyped-def]
-    """Put each member's parameters where the kernels want them, among zeros."""
-    for member in range(len(constants)):
-        own, channels = constants[member], D.shape[1]
-        rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
-        for n in range(states):
-            own[n, :channels] = x_weight[member, rank + n]
-            own[s.states + n, :channels] = x_weight[member, rank + states + n]
-            own[s.A + n, :channels] = np.exp(A_log[member, :, n]) / -LN2
-        for r in range(rank):
-            own[2 * s.states + r, :channels] = x_weight[member, r]
-            own[s.dt_weight + r, :channels] = dt_weight[member, :, r]
-        for k in range(taps):
-            own[s.conv + s.taps - taps + k, :channels] = conv_weight[member, :, k]
-        own[s.conv + s.taps, :channels] = conv_bias[member]
-        own[s.D, :channels] = D[member]
-        own[s.dt_bias, :channels] = dt_bias[member]
-
-
-@jit
-def distribute(s, sums, constants, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias):  # type: ignore[no-untyped-def]
-    """Add up the sums of each member's chunks, and put the gradients where its parameters come from."""
-    for member in range(len(sums)):
-        total, channels = sums[member, 0], D.shape[1]
-        for chunk in range(1, sums.shape[1]):
-            total += sums[member, chunk]
-        rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
-        for n in range(states):
-            x_weight[member, rank + n] = total[n, :channels]
-            x_weight[member, rank + states + n] = total[s.states + n, :channels]
-            A_log[member, :, n] = total[s.A + n, :channels] * constants[member, s.A + n, :channels] * LN2
-        for r in range(rank):
-            x_weight[member, r] = total[2 * s.states + r, :channels]
-            dt_weight[member, :, r] = total[s.dt_weight + r, :channels]
-        for k in range(taps):
-            conv_weight[member, :, k] = total[s.conv + s.taps - taps + k, :channels]
-        conv_bias[member] = total[s.conv + s.taps, :channels]
-        D[member] = total[s.D, :channels]
-        dt_bias[member] = total[s.dt_bias, :channels]
 
 
 @jit
@@ -337,18 +254,82 @@ def _convolve_back(s, own, past, d_before, sequence, d_xz, total):  # type: igno
             store(d_xz, (sequence * s.time + t) * 2 * s.channels + c, folded(found))
 
 
+@jit
+def _begin(s, own, past, xz, dy, sequence, x, slope, out, d_out, d_xz):  # type: ignore[no-untyped-def]
+    """What the convolution gives and its slope, D x, and the gate's gradients but for what it is multiplied with."""
+    for t in range(s.time):
+        for c in range(0, s.channels, LANES):
+            at, token = t * s.channels + c, sequence * s.time + t
+            before = _convolved(s, own, past, t, c)
+            on = sigmoid(before)
+            convolved = before * on
+            store(x, at, convolved)
+            store(slope, at, on + convolved * (F(1.0) - on))
+            store(out, at, convolved * load(own, s.D * s.channels + c))
+            gate = (token * 2 + 1) * s.channels + c
+            z, dy_t = load(xz, gate), load(dy, token * s.channels + c)
+            on = sigmoid(z)
+            d_out_t = dy_t * z * on
+            store(d_out, at, d_out_t)
+            store(d_xz, gate, on * dy_t + d_out_t * (F(1.0) - on))
+
+
+@jit
+def _open(s, own, chosen, x, dt, drive, opening):  # type: ignore[no-untyped-def]
+    """Step sizes, what they drive, and the slope of their softplus."""
+    for t in range(0, s.tokens, GROUP):
+        for c in range(0, s.channels, LANES):
+            at, delta = t * s.channels + c, _step_size(s, own, chosen, t, c)
+            size = softplus(delta)
+            store_rows(dt, at, s.channels, size)
+            store_rows(opening, at, s.channels, sigmoid(delta))
+            store_rows(drive, at, s.channels, size * load_rows(x, at, s.channels))
+
+
+@jit
+def _close(s, own, x, dt, opening, out, d_out, d_drive, d_dt, sequence, d_xz, d_x, total):  # type: ignore[no-untyped-def]
+    """Gradients of the gate, of D, and of x and of the step sizes as far as the scan goes; ``d_dt`` becomes theirs."""
+    for c in range(0, s.channels, LANES):
+        D, dD = load(own, s.D * s.channels + c), load(total, s.D * s.channels + c)
+        d_bias = load(total, s.dt_bias * s.channels + c)
+        for t in range(s.time):
+            at, gate = t * s.channels + c, ((sequence * s.time + t) * 2 + 1) * s.channels + c
+            store(d_xz, gate, load(d_xz, gate) * load(out, at))
+            dD += load(d_out, at) * load(x, at)
+            store(d_x, at, load(d_out, at) * D + load(d_drive, at) * load(dt, at))
+            d_delta = (load(d_dt, at) * LN2 + load(d_drive, at) * load(x, at)) * load(opening, at)
+            d_bias += d_delta
+            store(d_dt, at, d_delta)
+        store(total, s.D * s.channels + c, dD)
+        store(total, s.dt_bias * s.channels + c, d_bias)
+
+
+@jit
+def _select_back(s, own, d_chosen, slope, d_x):  # type: ignore[no-untyped-def]
+    """Add what was selected to the gradient of x, and turn it into that of what the activation was given."""
+    for t in range(0, s.tokens, GROUP):
+        for c in range(0, s.channels, LANES):
+            at = t * s.channels + c
+            found = load_rows(d_x, at, s.channels)
+            for p in range(2 * s.states + s.rank):
+                weight = repeated(load(own, p * s.channels + c))
+                found += spread(d_chosen, t * s.selected + p, s.selected) * weight
+            store_rows(d_x, at, s.channels, found * load_rows(slope, at, s.channels))
+    d_x[s.time * s.channels :] = F(0.0)  # a diverging member's NaN must not reach the next sequence
+
+
 @parallel
-def backward(dy, xz, constants, selected, s, members, batch, d_xz, sums, workers):  # type: ignore[no-untyped-def]  # noqa: C901 - one kernel
+def backward(dy, xz, constants, selected, s, members, batch, d_xz, sums, workers):  # type: ignore[no-untyped-def]
     """Fill ``d_xz``, add up ``sums`` (chunk, row and channel)."""
-    rows = s.tokens * s.channels
+    rows, segments = s.tokens * s.channels, -(-s.time // SEGMENT)
     each, chunks = batch // members, len(sums) // members
     for worker in numba.prange(workers):
-        past, d_before = scratch((s.tokens + s.taps) * s.channels), scratch((s.tokens + s.taps) * s.channels)
+        past, d_x = scratch((s.tokens + s.taps) * s.channels), scratch((s.tokens + s.taps) * s.channels)
         chosen, d_chosen = scratch(s.tokens * s.selected), scratch(s.tokens * s.selected)
         x, slope, dt, drive, opening = scratch(rows), scratch(rows), scratch(rows), scratch(rows), scratch(rows)
         out, d_out, d_drive, d_dt = scratch(rows), scratch(rows), scratch(rows), scratch(rows)
-        starts, states = scratch(-(-s.time // SEGMENT) * TILE), scratch((SEGMENT + 1) * TILE)
-        decays, d_B, d_C = scratch(SEGMENT * TILE), scratch(s.time * TILE), scratch(s.time * TILE)
+        starts, states, decays = scratch(segments * TILE), scratch((SEGMENT + 1) * TILE), scratch(SEGMENT * TILE)
+        d_B, d_C = scratch(s.time * TILE), scratch(s.time * TILE)
         for chunk in range(worker * len(sums) // workers, (worker + 1) * len(sums) // workers):
             member, part = chunk // chunks, chunk % chunks
             own, total = constants[member], sums[chunk]
@@ -356,53 +337,16 @@ def backward(dy, xz, constants, selected, s, members, batch, d_xz, sums, workers
                 _take_in(s, xz, b, past)
                 for at in range(0, s.time * s.selected, LANES):
                     store(chosen, at, load(selected, b * s.time * s.selected + at))
-                for t in range(s.time):
-                    for c in range(0, s.channels, LANES):
-                        at, place = t * s.channels + c, (b * s.time + t) * s.channels + c
-                        before = _convolved(s, own, past, t, c)
-                        on = sigmoid(before)
-                        convolved = before * on
-                        store(x, at, convolved)
-                        store(slope, at, on + convolved * (F(1.0) - on))
-                        store(out, at, convolved * load(own, s.D * s.channels + c))
-                        z, dy_t = load(xz, ((b * s.time + t) * 2 + 1) * s.channels + c), load(dy, place)
-                        on = sigmoid(z)
-                        d_out_t = dy_t * z * on
-                        store(d_out, at, d_out_t)
-                        store(d_xz, ((b * s.time + t) * 2 + 1) * s.channels + c, on * dy_t + d_out_t * (F(1.0) - on))
-                for t in range(0, s.tokens, GROUP):
-                    for c in range(0, s.channels, LANES):
-                        at, delta = t * s.channels + c, _step_size(s, own, chosen, t, c)
-                        size = softplus(delta)
-                        store_rows(dt, at, s.channels, size)
-                        store_rows(opening, at, s.channels, sigmoid(delta))
-                        store_rows(drive, at, s.channels, size * load_rows(x, at, s.channels))
+                _begin(s, own, past, xz, dy, b, x, slope, out, d_out, d_xz)
+                _open(s, own, chosen, x, dt, drive, opening)
                 d_drive[:], d_dt[:] = F(0.0), F(0.0)
                 _scan_back(
-                    s, own, chosen, dt, drive, d_out, out, d_drive, d_dt, d_chosen, total, starts, states, decays, d_B, d_C
-                )
-                for c in range(0, s.channels, LANES):
-                    D, dD = load(own, s.D * s.channels + c), load(total, s.D * s.channels + c)
-                    d_bias = load(total, s.dt_bias * s.channels + c)
-                    for t in range(s.time):
-                        at, gate = t * s.channels + c, ((b * s.time + t) * 2 + 1) * s.channels + c
-                        store(d_xz, gate, load(d_xz, gate) * load(out, at))
-                        dD += load(d_out, at) * load(x, at)
-                        store(d_before, at, load(d_out, at) * D + load(d_drive, at) * load(dt, at))
-                        d_delta = (load(d_dt, at) * LN2 + load(d_drive, at) * load(x, at)) * load(opening, at)
-                        d_bias += d_delta
-                        store(d_dt, at, d_delta)
-                    store(total, s.D * s.channels + c, dD)
-                    store(total, s.dt_bias * s.channels + c, d_bias)
+                    s, own, chosen, dt, drive, d_out, out, d_drive, d_dt, d_chosen, total, starts, states, decays,
+                    d_B, d_C,
+                )  # fmt: skip
+                _close(s, own, x, dt, opening, out, d_out, d_drive, d_dt, b, d_xz, d_x, total)
                 _low_rank_back(s, own, d_dt, d_chosen)
                 _add_outer(s, chosen, 2 * s.states, s.rank, d_dt, total, s.dt_weight)
                 _add_outer(s, d_chosen, 0, 2 * s.states + s.rank, x, total, 0)
-                for t in range(0, s.tokens, GROUP):
-                    for c in range(0, s.channels, LANES):
-                        at = t * s.channels + c
-                        d_x = load_rows(d_before, at, s.channels)
-                        for p in range(2 * s.states + s.rank):
-                            d_x += spread(d_chosen, t * s.selected + p, s.selected) * repeated(load(own, p * s.channels + c))
-                        store_rows(d_before, at, s.channels, d_x * load_rows(slope, at, s.channels))
-                d_before[s.time * s.channels :] = F(0.0)  # a diverging member's NaN must not reach the next sequence
-                _convolve_back(s, own, past, d_before, b, d_xz, total)
+                _select_back(s, own, d_chosen, slope, d_x)
+                _convolve_back(s, own, past, d_x, b, d_xz, total)

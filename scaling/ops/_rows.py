@@ -8,12 +8,7 @@ from torch import Tensor
 
 def flat(x: Tensor) -> np.ndarray:
     """The memory of a contiguous tensor as a NumPy array of one axis."""
-    return x.detach().view(-1).numpy()
-
-
-def rows(x: Tensor) -> np.ndarray:
-    """The same, with the first axis kept."""
-    return x.detach().view(len(x), -1).numpy()
+    return x.detach().numpy().reshape(-1)
 
 
 def threads_of_torch() -> int:

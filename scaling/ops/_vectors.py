@@ -49,7 +49,7 @@ class Numbers(types.Type):
 
 
 @register_model(Numbers)
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Numbers) -> None:
         super().__init__(manager, kind, _numbers(kind.count))
 
@@ -94,7 +94,7 @@ def _load(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, place
     return builder.load(_pointer(context, builder, kind, array, place, count), align=4)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load(typing, array, place):  # type: ignore[no-untyped-def]
     """The vector at a place."""
     return Vector(array, types.intp), lambda context, builder, signature, given: _load(
@@ -102,7 +102,7 @@ def load(typing, array, place):  # type: ignore[no-untyped-def]
     )
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_tile(typing, array, place):  # type: ignore[no-untyped-def]
     """The tile at a place, its vectors one after another."""
     return Tile(array, types.intp), lambda context, builder, signature, given: _load(
@@ -110,7 +110,7 @@ def load_tile(typing, array, place):  # type: ignore[no-untyped-def]
     )
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def load_rows(typing, array, place, stride):  # type: ignore[no-untyped-def]
     """The tile whose vectors begin at a place and ``stride`` further each."""
 
@@ -121,7 +121,7 @@ def load_rows(typing, array, place, stride):  # type: ignore[no-untyped-def]
     return Tile(array, types.intp, types.intp), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def spread(typing, array, place, stride):  # type: ignore[no-untyped-def]
     """The tile each of whose vectors repeats one number, from a place and ``stride`` further each."""
 
@@ -133,7 +133,7 @@ def spread(typing, array, place, stride):  # type: ignore[no-untyped-def]
     return Tile(array, types.intp, types.intp), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store(typing, array, place, value):  # type: ignore[no-untyped-def]
     """Write a vector or a tile at a place."""
 
@@ -145,7 +145,7 @@ def store(typing, array, place, value):  # type: ignore[no-untyped-def]
     return types.none(array, types.intp, value), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_rows(typing, array, place, stride, tile):  # type: ignore[no-untyped-def]
     """Write the vectors of a tile to a place and ``stride`` further each."""
 
@@ -158,7 +158,7 @@ def store_rows(typing, array, place, stride, tile):  # type: ignore[no-untyped-d
     return types.none(array, types.intp, types.intp, tile), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def store_sums(typing, array, place, tile):  # type: ignore[no-untyped-def]
     """Write the sum over each vector of a tile, one after another."""
 
@@ -172,7 +172,7 @@ def store_sums(typing, array, place, tile):  # type: ignore[no-untyped-def]
     return types.none(array, types.intp, tile), build
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def _address(typing, array):  # type: ignore[no-untyped-def]
     def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
         begin = context.make_array(signature.args[0])(context, builder, given[0]).data
@@ -200,19 +200,19 @@ def _strided(builder: ir.IRBuilder, place: ir.Value, stride: ir.Value) -> list[i
     return places
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def zeros(typing):  # type: ignore[no-untyped-def]
     """A tile of zeros."""
     return Tile(), lambda context, builder, signature, given: _constant(0.0, GROUP * LANES)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def repeated(typing, vector):  # type: ignore[no-untyped-def]
     """The tile of one vector four times."""
     return Tile(vector), lambda context, builder, signature, given: _pick(builder, given[0], list(range(LANES)) * GROUP)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def folded(typing, tile):  # type: ignore[no-untyped-def]
     """The sum of a tile's vectors."""
 
@@ -230,7 +230,7 @@ def _add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
 def _operator(operation: Callable[[Any, Any], Any], emit: str) -> None:
     """Let Numba take numbers to numbers, or to one float32, by an instruction of LLVM."""
 
-    @intrinsic  # type: ignore[misc]
+    @intrinsic
     def combine(typing, a, b):  # type: ignore[no-untyped-def]
         kind = a if isinstance(a, Numbers) else b
 
@@ -240,7 +240,7 @@ def _operator(operation: Callable[[Any, Any], Any], emit: str) -> None:
 
         return kind(a, b), build
 
-    @overload(operation)  # type: ignore[misc]
+    @overload(operation)
     def chosen(a, b):  # type: ignore[no-untyped-def]
         if (isinstance(a, Numbers) and b in (a, types.float32)) or (isinstance(b, Numbers) and a == types.float32):
             return lambda a, b: combine(a, b)
@@ -264,13 +264,13 @@ for _operation, _emit in (
     _operator(_operation, _emit)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def at_least(typing, x, bound):  # type: ignore[no-untyped-def]
     """The larger of each number and a bound."""
     return x(x, types.float32), lambda context, builder, signature, given: _bounded(builder, "<", *given)
 
 
-@intrinsic  # type: ignore[misc]
+@intrinsic
 def at_most(typing, x, bound):  # type: ignore[no-untyped-def]
     """The smaller of each number and a bound."""
     return x(x, types.float32), lambda context, builder, signature, given: _bounded(builder, ">", *given)
@@ -287,13 +287,16 @@ MAGIC = 1.5 * 2**23
 EXP2 = (1.3264725407e-3, 9.6715127680e-3, 5.5507337492e-2, 2.4022242083e-1, 6.9314697760e-1, 1.0)
 """The polynomial for 2^f, |f| <= 1/2, of least largest relative error, 9.2e-8, among those exact at 0."""
 
+LOG2_E = float(np.log2(np.e))
+LN2 = (0.693359375, -2.12194440e-4)
+"""In two parts, the first of which has so few bits that whole multiples of it are exact (Cephes)."""
 
-@intrinsic  # type: ignore[misc]
+
+@intrinsic
 def exp2(typing, x):  # type: ignore[no-untyped-def]
     """2^x for x <= 126, relative error below 2e-7; x is clamped at -125.
 
-    x = k + f with |f| <= 1/2; k is added to the exponent of the polynomial in f. Sums with ``MAGIC`` must round, so
-    LLVM is given no freedom there.
+    x = k + f with |f| <= 1/2. Sums with ``MAGIC`` must round, so LLVM is given no freedom there.
     """
 
     def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
@@ -301,30 +304,53 @@ def exp2(typing, x):  # type: ignore[no-untyped-def]
         clamped = _bounded(builder, "<", given[0], ir.Constant(ir.FloatType(), -125.0))
         shifted = builder.fadd(clamped, _constant(MAGIC, count))
         f = builder.fsub(clamped, builder.fsub(shifted, _constant(MAGIC, count)))
-        p = _constant(EXP2[0], count)
-        for coefficient in EXP2[1:]:
-            p = _add(builder, builder.fmul(p, f, flags=FREE), _constant(coefficient, count))
-        bits = ir.VectorType(ir.IntType(32), count)
-        k = builder.shl(builder.bitcast(shifted, bits), ir.Constant(bits, [23] * count))
-        return builder.bitcast(builder.add(builder.bitcast(p, bits), k), _numbers(count))
+        return _power(builder, shifted, f, 1.0)
 
     return x(x), build
 
 
-LOG2_E = F(np.log2(np.e))
+@intrinsic
+def exp(typing, x):  # type: ignore[no-untyped-def]
+    """e^x for x <= 87, relative error below 2e-7; x is clamped at -86.
+
+    x = k ln 2 + f with |f| <= ln(2) / 2.
+    """
+
+    def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
+        count = given[0].type.count
+        f = _bounded(builder, "<", given[0], ir.Constant(ir.FloatType(), -86.0))
+        shifted = builder.fadd(builder.fmul(f, _constant(LOG2_E, count)), _constant(MAGIC, count))
+        k = builder.fsub(shifted, _constant(MAGIC, count))
+        for part in LN2:
+            f = _add(builder, f, builder.fmul(k, _constant(-part, count), flags=FREE))
+        return _power(builder, shifted, f, LOG2_E)
+
+    return x(x), build
+
+
+def _power(builder: ir.IRBuilder, shifted: ir.Value, f: ir.Value, scale: float) -> ir.Value:
+    """2^(k + scale f): k, in the last bits of ``shifted``, is added to the exponent of the polynomial."""
+    count = f.type.count
+    coefficients = [value * scale ** (len(EXP2) - 1 - at) for at, value in enumerate(EXP2)]
+    p = _constant(coefficients[0], count)
+    for coefficient in coefficients[1:]:
+        p = _add(builder, builder.fmul(p, f, flags=FREE), _constant(coefficient, count))
+    bits = ir.VectorType(ir.IntType(32), count)
+    k = builder.shl(builder.bitcast(shifted, bits), ir.Constant(bits, [23] * count))
+    return builder.bitcast(builder.add(builder.bitcast(p, bits), k), _numbers(count))
 
 
 @jit
 def sigmoid(x):  # type: ignore[no-untyped-def]
     """1 / (1 + e^-x)."""
-    return F(1.0) / (F(1.0) + exp2(at_most(x * -LOG2_E, F(126.0))))
+    return F(1.0) / (F(1.0) + exp(at_most(F(0.0) - x, F(87.0))))
 
 
 @jit
 def softplus(x):  # type: ignore[no-untyped-def]
     """log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|; log1p(u) = 2 artanh(u / (2 + u)) as a series."""
     positive = at_least(x, F(0.0))
-    u = exp2((x - F(2.0) * positive) * LOG2_E)
+    u = exp(x - F(2.0) * positive)
     s = u / (F(2.0) + u)
     q = s * s
     p = q * F(1 / 13) + F(1 / 11)

@@ -9,6 +9,9 @@ Names are those of mamba-ssm's ``mamba_inner_fn``; the layout is (batch, time, c
 leave it. On a CPU one kernel does it all, sequence by sequence, and what a sequence needs stays in a core's cache.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -16,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scaling.ops import _mamba_inner
-from scaling.ops._mamba_inner import Sizes, sizes_of
-from scaling.ops._rows import flat, rows, threads_of_torch
+from scaling.ops._mamba_layout import Sizes, distribute, lay_out, sizes_of
+from scaling.ops._rows import flat, threads_of_torch
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
 
@@ -39,7 +42,8 @@ def mamba_inner(
     """What the output projection is given: by one Numba kernel on a CPU in single precision, else part by part."""
     if kernel_name(xz.device.type, xz.dtype) == "numba":
         parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
-        return torch.ops.scaling.mamba_inner(xz, *parameters)[0]
+        y: Tensor = _Fused.apply(xz, *parameters)[0]
+        return y
     x, z = xz.chunk(2, dim=-1)
     with torch.autocast(xz.device.type, enabled=False):
         x = causal_conv(x, conv_weight, conv_bias)
@@ -79,89 +83,87 @@ def at_least_single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-@torch.library.custom_op("scaling::mamba_inner", mutates_args=())
-def _fused(
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_weight: Tensor,
-    dt_weight: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The result, and what was selected, for the way back.
+Parameters = Sequence[Tensor]
+"""All but the first of what :func:`mamba_inner` is given, in its order.
 
-    Parameters may all have an axis of members in front; the sequences of each member then follow those of another.
-    """
-    parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
-    sizes, constants = _constants(parameters, xz.shape[1])
-    mixing = constants[:, : sizes.selected].transpose(1, 2).contiguous()
-    y, chosen = xz.new_empty(*xz.shape[:2], sizes.channels), xz.new_empty(*xz.shape[:2], sizes.selected)
+Each may have an axis of members in front; the sequences of each member then follow those of another.
+"""
+
+
+class _Fused(torch.autograd.Function):
+    """The result, and what was selected, for the way back; mapped over, the members of a population in one call."""
+
+    @staticmethod
+    def forward(xz: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        y, selected = torch.ops.scaling.mamba_inner(xz, parameters)
+        return y, selected
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1], *inputs)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor, ...]:
+        selected, xz, *parameters = ctx.saved_tensors
+        return tuple(torch.ops.scaling.mamba_inner_backward(dy, selected, xz, parameters))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *given: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        axes = zip(given, in_dims, strict=True)
+        each = [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
+        y, selected = _Fused.apply(each[0].flatten(0, 1), *each[1:])
+        return (y.unflatten(0, (info.batch_size, -1)), selected.unflatten(0, (info.batch_size, -1))), (0, 0)
+
+
+def _forward(xz: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+    sizes, *laid_out = _laid_out(parameters, xz.shape[1])
+    channels, members = parameters[0].shape[-2], len(laid_out[0])
+    y, selected = torch.empty(*xz.shape[:2], sizes.channels), torch.empty(*xz.shape[:2], sizes.selected)
     workers = min(threads_of_torch(), len(xz))
-    given = flat(_widened(xz, 2, sizes.channels)), rows(constants), flat(mixing)
-    _mamba_inner.forward(*given, sizes, len(constants), len(xz), flat(y), flat(chosen), workers)
-    return _narrowed(y, 1, D.shape[-1]), chosen
+    given = flat(_widened(xz, 2, sizes.channels)), *laid_out
+    _mamba_inner.forward(*given, sizes, members, len(xz), flat(y), flat(selected), workers)
+    return _narrowed(y, 1, channels), selected
 
 
-@_fused.register_fake
-def _(xz, *parameters):  # type: ignore[no-untyped-def]
-    D, selected = parameters[5], _sizes(parameters, xz.shape[1]).selected
-    return xz.new_empty(*xz.shape[:2], D.shape[-1]), xz.new_empty(*xz.shape[:2], selected)
+def _backward(dy: Tensor, selected: Tensor, xz: Tensor, parameters: Parameters) -> list[Tensor]:
+    sizes, constants, _ = _laid_out(parameters, xz.shape[1])
+    channels, members = parameters[0].shape[-2], len(constants)
+    given = flat(_widened(dy, 1, sizes.channels)), flat(_widened(xz, 2, sizes.channels)), constants, flat(selected)
+    d_xz = torch.empty(*xz.shape[:2], 2 * sizes.channels)
+    sums = np.zeros((members, min(len(xz) // members, CHUNKS), constants.shape[1]), np.float32)
+    chunks = sums.reshape(-1, constants.shape[1])
+    workers = min(threads_of_torch(), len(chunks))
+    _mamba_inner.backward(*given, sizes, members, len(xz), flat(d_xz), chunks, workers)
+    d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
+    distribute(sizes, sums, constants, *_arrays(d_parameters))
+    return [_narrowed(d_xz, 2, channels), *d_parameters]
 
 
-@torch.library.custom_op("scaling::mamba_inner_backward", mutates_args=())
-def _fused_backward(
-    dy: Tensor,
-    chosen: Tensor,
-    xz: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_weight: Tensor,
-    dt_weight: Tensor,
-    A_log: Tensor,
-    D: Tensor,
-    dt_bias: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``xz`` and of the parameters."""
-    parameters = (conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias)
-    sizes, constants = _constants(parameters, xz.shape[1])
-    members = len(constants)
-    sums = xz.new_zeros(members, min(len(xz) // members, CHUNKS), *constants.shape[1:])
-    given = flat(_widened(dy, 1, sizes.channels)), flat(_widened(xz, 2, sizes.channels)), rows(constants), flat(chosen)
-    d_xz = xz.new_empty(*xz.shape[:2], 2 * sizes.channels)
-    added_up = rows(sums.flatten(0, 1))
-    workers = min(threads_of_torch(), len(added_up))
-    _mamba_inner.backward(*given, sizes, members, len(xz), flat(d_xz), added_up, workers)
-    d_parameters = tuple(parameter.new_empty(parameter.shape) for parameter in parameters)
-    _mamba_inner.distribute(sizes, sums.numpy(), constants.numpy(), *_arrays(d_parameters))
-    return _narrowed(d_xz, 2, D.shape[-1]), *d_parameters
+_LIBRARY = torch.library.Library("scaling", "FRAGMENT")
+"""The kernels are operators, so that a profiler knows them by name."""
+_LIBRARY.define("mamba_inner(Tensor xz, Tensor[] parameters) -> (Tensor, Tensor)")
+_LIBRARY.impl("mamba_inner", _forward, "CPU")
+_LIBRARY.define("mamba_inner_backward(Tensor dy, Tensor selected, Tensor xz, Tensor[] parameters) -> Tensor[]")
+_LIBRARY.impl("mamba_inner_backward", _backward, "CPU")
 
 
-@_fused_backward.register_fake
-def _(dy, chosen, xz, *parameters):  # type: ignore[no-untyped-def]
-    return tuple(torch.empty_like(x) for x in (xz, *parameters))
+def _laid_out(parameters: Parameters, time: int) -> tuple[Sizes, np.ndarray, np.ndarray]:
+    """The parameters as the kernels want them, a row for each member; and W_x once more, turned."""
+    conv_weight, _, _, dt_weight, A_log, D, _ = arrays = _arrays(parameters)
+    sizes = sizes_of(time, D.shape[-1], A_log.shape[-1], dt_weight.shape[-1], conv_weight.shape[-1])
+    constants = np.zeros((len(D), (sizes.dt_bias + 1) * sizes.channels), np.float32)
+    mixing = np.zeros(len(D) * sizes.channels * sizes.selected, np.float32)
+    lay_out(sizes, *arrays, constants, mixing)
+    return sizes, constants, mixing
 
 
-Parameters = tuple[Tensor, ...]
-"""Those of :func:`mamba_inner`."""
-
-
-def _sizes(parameters: Parameters, time: int) -> Sizes:
-    conv_weight, _, _, dt_weight, A_log, D, _ = parameters
-    return sizes_of(time, D.shape[-1], A_log.shape[-1], dt_weight.shape[-1], conv_weight.shape[-1])
-
-
-def _constants(parameters: Parameters, time: int) -> tuple[Sizes, Float[Tensor, "member row lane"]]:
-    sizes = _sizes(parameters, time)
-    arrays = _arrays(parameters)
-    constants = torch.zeros(len(arrays[-1]), sizes.dt_bias + 1, sizes.channels)
-    _mamba_inner.lay_out(sizes, *arrays, constants.numpy())
-    return sizes, constants
 def _arrays(parameters: Parameters) -> list[np.ndarray]:
-    """The parameters' memory, with an axis of members in front."""
-    *_, D, _ = parameters
-    return [(x if D.dim() > 1 else x[None]).detach().contiguous().numpy() for x in parameters]
+    """Their memory, with an axis of members in front."""
+    arrays = [x.detach().contiguous().numpy() for x in parameters]
+    return arrays if arrays[-1].ndim > 1 else [x[None] for x in arrays]
 
 
 def _widened(x: Tensor, parts: int, channels: int) -> Tensor:
@@ -172,25 +174,6 @@ def _widened(x: Tensor, parts: int, channels: int) -> Tensor:
 
 def _narrowed(x: Tensor, parts: int, channels: int) -> Tensor:
     """Without those zeros."""
+    if x.shape[-1] == parts * channels:
+        return x
     return x.unflatten(-1, (parts, -1))[..., :channels].flatten(-2).contiguous()
-
-
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]  # signature fixed by torch.library
-    ctx.save_for_backward(output[1], *inputs)
-    ctx.set_materialize_grads(False)  # nothing is done with what was selected
-
-
-def _differentiate(ctx, dy, _):  # type: ignore[no-untyped-def]
-    return torch.ops.scaling.mamba_inner_backward(dy, *ctx.saved_tensors)
-
-
-torch.library.register_autograd("scaling::mamba_inner", _differentiate, setup_context=_save)
-
-
-@torch.library.register_vmap("scaling::mamba_inner")
-def _over_members(info, in_dims, *given):  # type: ignore[no-untyped-def]
-    """A population's sequences one member after another."""
-    size = info.batch_size
-    each = [x.expand(size, *x.shape) if at is None else x.movedim(at, 0) for x, at in zip(given, in_dims, strict=True)]
-    found = torch.ops.scaling.mamba_inner(each[0].flatten(0, 1), *each[1:])
-    return tuple(x.unflatten(0, (size, -1)) for x in found), (0, 0)
