@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.timing import in_turns, table
 from scaling import plug
-from scaling.evaluate import play
+from scaling.rollouts import play
 from scaling.spec import EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.windows import Normaliser
 

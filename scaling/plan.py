@@ -10,8 +10,8 @@ import numpy as np
 from scaling import neighbours
 from scaling.calibration import Shape, calibrate, shape_of, timing, warm_up
 from scaling.cost import Cost, cost_of, subset_of
-from scaling.evaluate import check_env, check_recurrent
 from scaling.packs import Packs
+from scaling.rollouts import check_env, check_recurrent
 from scaling.runs import Runs
 from scaling.spec import RunSpec
 from scaling.store import Store

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from scaling import provenance
+from scaling.batches import Tensors
 from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.course import Course
 from scaling.errors import Interrupted, UserError
-from scaling.evaluate import check_env, episode_rows, play, summed_loss
+from scaling.evaluate import summed_loss
 from scaling.identity import canonical, check_model
+from scaling.rollouts import Performer, check_env, episode_rows, play, play_together
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
 from scaling.stopwatch import settle
@@ -104,25 +107,20 @@ class _Member:
         generator.set_state(generators[accelerator.device.type])
         self.network: Network = network_of(self.model, optimiser, generator, spec.train.clip)
 
-    def outcome(self, stack: Stack, at: int) -> Outcome:
-        """The rows of a run whose curve is complete."""
-        if self.entry.keeper.wants() or self.entry.keeper.keeps_last:
-            self.entry.keeper.keep(self.state(stack, at))
-        played = self._rollouts(stack, at)
+    def outcome(self, played: list[dict[str, Any]]) -> Outcome:
+        """The rows of a run whose curve is complete and whose episodes were played."""
         measured = {**self.course.measured(self.cost), "processes": 1, "micro_batches": 1, "packed": self.packed}
         return row_of(self.spec, self.entry.store, self.subset, self.cost, measured, played, self.accelerator)
 
-    def _rollouts(self, stack: Stack, at: int) -> list[dict[str, Any]]:
-        if self.spec.evaluate.env is None:
-            return []
+    def save_last(self, stack: Stack, at: int) -> None:
+        """The state after the last update, if it is wanted."""
+        if self.entry.keeper.wants() or self.entry.keeper.keeps_last:
+            self.entry.keeper.keep(self.state(stack, at))
 
-        def pause() -> None:
-            if self.entry.keeper.wants():
-                self.entry.keeper.keep(self.state(stack, at))
-
-        with self.course.clock("evaluate"), self.accelerator.autocast():
-            model, normalise = stack.alone(at), self.course.normalise
-            return episode_rows(self.spec, play(model, self.spec, self.space, normalise, stack.device, pause))
+    def pause(self, stack: Stack, at: int) -> None:
+        """Between two steps of the rollouts: save the state if that is wanted."""
+        if self.entry.keeper.wants():
+            self.entry.keeper.keep(self.state(stack, at))
 
     def state(self, stack: Stack, at: int) -> State:
         """What a run alone, too, could go on from."""
@@ -179,14 +177,66 @@ class Population:
         """Measure the members that are at a point of their curves; those that ended there."""
         if any(member.course.mark == member.course.done for member in self.members):
             self._settle()
+        finished = []
         for at, member in enumerate(self.members):
             try:
                 if member.course.mark == member.course.done:
                     self._measure(at, member)
                 if member.course.mark is None:
-                    yield at, member.outcome(self.stack, at)
+                    member.save_last(self.stack, at)
+                    finished.append(at)
             except Exception as error:  # noqa: BLE001 - its own, which the others need not share
                 yield at, error
+        for at, played in self._played(finished):
+            try:
+                if isinstance(played, Exception):
+                    raise played
+                yield at, self.members[at].outcome(played)
+            except Exception as error:  # noqa: BLE001 - as above
+                yield at, error
+
+    def _played(self, finished: list[int]) -> Iterator[tuple[int, list[dict[str, Any]] | Exception]]:
+        """The episodes of these members, or how that failed; those that see windows are played side by side."""
+        asked = {at: self.members[at].spec.evaluate for at in finished}
+        beside = [at for at in finished if asked[at].env is not None and asked[at].rollout == "window"]
+        beside = beside if len(beside) > 1 else []
+        for at in finished:
+            if at not in beside:
+                try:
+                    yield at, self._played_alone(at)
+                except Exception as error:  # noqa: BLE001 - as above
+                    yield at, error
+        yield from self._played_beside(beside)
+
+    def _played_alone(self, at: int) -> list[dict[str, Any]]:
+        member, device = self.members[at], self.stack.device
+        if member.spec.evaluate.env is None:
+            return []
+        with member.course.clock("evaluate"), self.accelerator.autocast():
+            model, pause = self.stack.alone(at), partial(member.pause, self.stack, at)
+            return episode_rows(
+                member.spec, play(model, member.spec, member.space, member.course.normalise, device, pause)
+            )
+
+    def _played_beside(self, members: list[int]) -> Iterator[tuple[int, list[dict[str, Any]] | Exception]]:
+        playing, begin = dict.fromkeys(members), time.perf_counter()
+        performers = [
+            Performer(one.spec, one.space, one.course.normalise, partial(one.pause, self.stack, at))
+            for at, one in ((at, self.members[at]) for at in members)
+        ]
+
+        def predict(numbers: list[int], inputs: Tensors) -> Tensor:
+            with self.accelerator.autocast():
+                return self.stack.predicted([members[number] for number in numbers], inputs)
+
+        for number, played in play_together(performers, predict, self.stack.device):
+            share = (time.perf_counter() - begin) / len(playing)
+            for at in playing:
+                self.members[at].course.spend("evaluate", share)
+            at = members[number]
+            del playing[at]
+            yield at, played if isinstance(played, Exception) else episode_rows(self.members[at].spec, played)
+            begin = time.perf_counter()
 
     def _measure(self, at: int, member: _Member) -> None:
         trained = member.total + float(self.totals[at])

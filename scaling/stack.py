@@ -127,6 +127,18 @@ class Stack:
         return torch.vmap(of_one, randomness="different")(self.parameters, *inputs)
 
     @torch.no_grad()
+    def predicted(self, members: Sequence[int], inputs: tuple[Tensor, ...]) -> Tensor:
+        """What the networks of some members give without dropout, for inputs with an axis of these members in front."""
+        everyone = len(members) == len(self.networks)
+        parameters = {name: rows if everyone else rows[list(members)] for name, rows in self.parameters.items()}
+        self.model.eval()
+        try:
+            given: Tensor = torch.vmap(lambda own, *one: functional_call(self.model, own, one))(parameters, *inputs)
+        finally:
+            self.model.train()
+        return given
+
+    @torch.no_grad()
     def step(self, losses: Float[Tensor, " member"], rates: Sequence[float]) -> None:
         """Clip the gradient of each member's loss, and step."""
         slopes = torch.autograd.grad(losses, list(self.parameters.values()), torch.ones_like(losses))

@@ -12,7 +12,7 @@ import torch
 from scaling import plug
 from scaling.attempt import is_out_of_memory
 from scaling.diversity import diversity
-from scaling.evaluate import check_env, play
+from scaling.rollouts import check_env, play
 from scaling.spec import RunSpec
 from scaling.stopwatch import median_seconds, seconds_of
 from scaling.store import Store

@@ -19,9 +19,9 @@ from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.diversity import diversity
 from scaling.errors import UserError
-from scaling.evaluate import check_env, returns_of
 from scaling.identity import canonical, check_model, run_id
 from scaling.ops.selective_scan import kernel_name
+from scaling.rollouts import check_env, returns_of
 from scaling.spec import RunSpec
 from scaling.store import Store
 from scaling.training import Report, Training, silent

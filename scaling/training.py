@@ -13,9 +13,10 @@ from scaling.batches import Resident, resident_on
 from scaling.checkpoint import Keeper, Nobody, State
 from scaling.cost import Cost, Subset
 from scaling.course import Course
-from scaling.evaluate import episode_rows, play, summed_loss
+from scaling.evaluate import summed_loss
 from scaling.layers.dropout import Share, take_share
 from scaling.optimisation import parameter_groups, peak_rate
+from scaling.rollouts import episode_rows, play
 from scaling.spec import RunSpec, Space
 
 Report = Callable[[int, float], None]

@@ -11,9 +11,10 @@ import torch
 from scaling import evaluate, plug, scores, stages
 from scaling.batches import HostBatches
 from scaling.datasets import d4rl
-from scaling.errors import UserError
-from scaling.evaluate import HeldOut, check_env, episode_rows, play, returns_of
+from scaling.errors import Interrupted, UserError
+from scaling.evaluate import HeldOut
 from scaling.layers.sequence import RecurrentModel
+from scaling.rollouts import Performer, check_env, episode_rows, play, play_together, returns_of
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.subsets import held_out_episodes, training_episodes
 from scaling.windows import Windows
@@ -78,6 +79,50 @@ def test_lockstep_rollouts_equal_episodes_played_one_at_a_time(normalise):
     apart = [slow_rollout(network, SPEC, normalise, 7 + episode) for episode in range(3)]
     assert together.lengths.tolist() == [length for _, length in apart]
     np.testing.assert_allclose(together.returns, [total for total, _ in apart], rtol=1e-3)
+
+
+def beside(networks: list[torch.nn.Module], performers: list[Performer]) -> dict:
+    """What becomes of each; the networks are called one by one, on what is meant for a stack of them."""
+
+    def predict(numbers, inputs):
+        given = [networks[number].eval()(*(x[at] for x in inputs)) for at, number in enumerate(numbers)]
+        return torch.stack(given)
+
+    return dict(play_together(performers, predict, CPU))
+
+
+def performer(each_step=lambda: None, **asked) -> Performer:
+    spec = dataclasses.replace(SPEC, evaluate=dataclasses.replace(SPEC.evaluate, **asked))
+    return Performer(spec, HOPPER, lambda state: state.astype(np.float32), each_step)
+
+
+def test_runs_played_side_by_side_are_each_as_alone_however_long_and_many_their_episodes():
+    networks = [model(), model(dataclasses.replace(SPEC, model=dataclasses.replace(SPEC.model, width=24)))]
+    networks.append(model())
+    performers = [performer(), performer(episodes=2, targets=(100.0, 900.0), seed=1), performer(max_steps=4)]
+    played = beside(networks, performers)
+    assert sorted(played) == [0, 1, 2]
+    for number, one in enumerate(performers):
+        alone = play(networks[number], one.spec, HOPPER, one.normalise, CPU)
+        assert played[number].lengths.tolist() == alone.lengths.tolist()
+        np.testing.assert_allclose(played[number].returns, alone.returns, rtol=1e-3)
+        assert played[number].seeds.tolist() == alone.seeds.tolist()
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_run_that_fails_while_it_is_played_ends_alone(steps):
+    left = iter(range(steps))
+
+    def fail():
+        if next(left, None) is None:
+            raise Interrupted("enough")
+
+    performers = [performer(), performer(fail), performer(env="Nowhere-v0")]
+    played = beside([model(), model(), model()], performers)
+    assert isinstance(played[1], Interrupted)
+    assert isinstance(played[2], gymnasium.error.Error)
+    expected = play(model(), SPEC, HOPPER, performers[0].normalise, CPU)
+    assert played[0].lengths.tolist() == expected.lengths.tolist()
 
 
 def recurrent(spec: RunSpec) -> RunSpec:

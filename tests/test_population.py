@@ -300,14 +300,14 @@ def test_what_does_not_fit_into_memory_together_is_split(folder, monkeypatch):
 
 
 def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch):
-    orders, original = [order_of(folder, spec) for spec in company(3)], population._Member._rollouts
+    orders, original = [order_of(folder, spec) for spec in company(3)], population._Member.outcome
 
-    def fails(self, stack, at):
+    def fails(self, played):
         if self.number == 1:
             raise RuntimeError("the world ended")
-        return original(self, stack, at)
+        return original(self, played)
 
-    monkeypatch.setattr(population._Member, "_rollouts", fails)
+    monkeypatch.setattr(population._Member, "outcome", fails)
     attempt_together(orders, lambda *_: None, never)
     rows = written(orders)
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
@@ -318,10 +318,10 @@ def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch)
 def test_memory_that_company_takes_away_from_rollouts_splits_it(folder, monkeypatch):
     orders = [order_of(folder, spec) for spec in company(2)]
 
-    def hungry(self, stack, at):
+    def hungry(self, played):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(population._Member, "_rollouts", hungry)
+    monkeypatch.setattr(population._Member, "outcome", hungry)
     attempt_together(orders, lambda *_: None, never)
     assert [row["packed"] for row in written(orders)] == [1, 1]
 
@@ -341,10 +341,10 @@ def test_a_root_in_trouble_for_too_long_loses_the_attempt_at_a_pack(folder, monk
 def test_a_gpu_that_faults_ends_the_process_not_the_runs(folder, monkeypatch):
     orders = [order_of(folder, spec) for spec in company(2)]
 
-    def fails(self, stack, at):
+    def fails(self, played):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(population._Member, "_rollouts", fails)
+    monkeypatch.setattr(population._Member, "outcome", fails)
     with pytest.raises(ChildProcessError, match="this process can train no more"):
         attempt_together(orders, lambda *_: None, never)
     assert written(orders) == [None, None]
