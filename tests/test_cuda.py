@@ -1,16 +1,20 @@
 """On a GPU: the kernels against the reference, and a whole run. Nothing here runs without one."""
 
 import dataclasses
+import importlib.util
 
 import pytest
 import torch
 
 from scaling import plug, train
 from scaling.datasets import tmaze
-from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
+from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref, selective_scan_triton
 from scaling.spec import DataSpec, ModelSpec, RunSpec, Space, TrainSpec
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
 
 
 def scan_inputs(device: str, time: int) -> list[torch.Tensor]:
@@ -23,15 +27,53 @@ def scan_inputs(device: str, time: int) -> list[torch.Tensor]:
     return [x.to(device).requires_grad_() for x in inputs]
 
 
-@pytest.mark.parametrize("time", [1, 2, 59, 60, 200])
-def test_the_scan_on_a_gpu_is_that_of_the_reference_in_value_and_gradient(time):
+@pytest.mark.parametrize("scan", [selective_scan, pytest.param(selective_scan_triton, marks=needs_triton)])
+@pytest.mark.parametrize("time", [1, 2, 16, 17, 59, 60, 200])
+def test_the_scan_on_a_gpu_is_that_of_the_reference_in_value_and_gradient(time, scan):
     inputs, exact = scan_inputs("cuda", time), [x.double().detach().requires_grad_() for x in scan_inputs("cpu", time)]
-    y, y_ref = selective_scan(*inputs), selective_scan_ref(*exact)
+    y, y_ref = scan(*inputs), selective_scan_ref(*exact)
     torch.testing.assert_close(y.cpu().double(), y_ref, rtol=1e-4, atol=1e-5)
     ours = torch.autograd.grad(y.square().sum(), inputs)
     theirs = torch.autograd.grad(y_ref.square().sum(), exact)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-3, atol=1e-3)
+
+
+@needs_triton
+def test_members_of_a_population_on_a_gpu_are_computed_as_each_alone():
+    stacked = [torch.stack([x.detach() / 2, x.detach()]).requires_grad_() for x in scan_inputs("cuda", 40)]
+    y = torch.vmap(selective_scan)(*stacked)
+    found = torch.autograd.grad(y.square().sum(), stacked)
+    for member in range(2):
+        alone = [x[member].detach().requires_grad_() for x in stacked]
+        y_alone = selective_scan_triton(*alone)
+        torch.testing.assert_close(y[member], y_alone, rtol=1e-6, atol=1e-6)
+        expected = torch.autograd.grad(y_alone.square().sum(), alone)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one[member], other, rtol=1e-5, atol=1e-5)
+
+
+@needs_triton
+def test_the_scan_can_be_captured_in_a_graph():
+    inputs = scan_inputs("cuda", 40)
+
+    def step() -> list[torch.Tensor]:
+        y = selective_scan_triton(*inputs)
+        return [y, *torch.autograd.grad(y.square().sum(), inputs)]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        inputs[0].mul_(2)
+    graph.replay()
+    for one, other in zip(captured, step(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("kind", plug.names("models"))

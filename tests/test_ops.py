@@ -8,7 +8,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from scaling.ops import _vectors
+from scaling.ops import _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
 from scaling.ops.selective_scan import kernel_name, selective_scan_ref
@@ -176,3 +176,17 @@ def test_without_a_faster_kernel_the_reference_serves():
     assert kernel_name("cpu") == "numba"
     assert kernel_name("cpu", torch.float64) == "reference"
     assert kernel_name("meta") == "reference"
+
+
+@pytest.mark.parametrize(
+    ("mamba_ssm", "triton", "names"),
+    [
+        (True, True, ["mamba_ssm", "mamba_ssm"]),
+        (False, True, ["triton", "reference"]),
+        (False, False, ["reference", "reference"]),
+    ],
+)
+def test_on_cuda_the_kernel_is_one_of_those_installed(mamba_ssm, triton, names, monkeypatch):
+    monkeypatch.setattr(selective_scan, "_mamba_ssm", lambda: selective_scan_ref if mamba_ssm else None)
+    monkeypatch.setattr(selective_scan, "_triton_is_there", lambda: triton)
+    assert [kernel_name("cuda", dtype) for dtype in (torch.float32, torch.float64)] == names

@@ -9,7 +9,9 @@ Names are those of mamba-ssm's ``selective_scan_fn`` with ``delta_softplus=True`
 """
 
 import functools
+import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,17 +51,83 @@ def selective_scan(
     z: Float[Tensor, "batch time channel"],
     delta_bias: Float[Tensor, " channel"],
 ) -> Float[Tensor, "batch time channel"]:
-    """The scan on its own: mamba-ssm's on CUDA, else the reference."""
-    if kernel_name(u.device.type, u.dtype) == "mamba_ssm":
-        return _on_cuda(u, delta, A, B, C, D, z, delta_bias)
-    return selective_scan_ref(u, delta, A, B, C, D, z, delta_bias)
+    """The scan on its own: on CUDA mamba-ssm's or, for members of a population too, Triton's; else the reference."""
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    kernel = kernel_name(u.device.type, u.dtype)
+    if kernel == "mamba_ssm" and not any(torch._C._functorch.is_batchedtensor(x) for x in inputs):
+        return _on_cuda(*inputs)
+    if _triton_serves(u.device.type, u.dtype):
+        return selective_scan_triton(*inputs)
+    return selective_scan_ref(*inputs)
 
 
 def kernel_name(device: str, dtype: torch.dtype = torch.float32) -> str:
-    """What serves tensors on this kind of device: ``numba``, for all of the block, ``mamba_ssm`` or ``reference``."""
+    """What serves tensors on this kind of device.
+
+    ``numba``, for all of the block, ``mamba_ssm``, which leaves members of a population trained at once to the next,
+    ``triton`` or ``reference``.
+    """
     if device == "cpu" and dtype == torch.float32:
         return "numba"
-    return "mamba_ssm" if device == "cuda" and _mamba_ssm() is not None else "reference"
+    if device == "cuda" and _mamba_ssm() is not None:
+        return "mamba_ssm"
+    return "triton" if _triton_serves(device, dtype) else "reference"
+
+
+def selective_scan_triton(
+    u: Float[Tensor, "batch time channel"],
+    delta: Float[Tensor, "batch time channel"],
+    A: Float[Tensor, "channel state"],
+    B: Float[Tensor, "batch time state"],
+    C: Float[Tensor, "batch time state"],
+    D: Float[Tensor, " channel"],
+    z: Float[Tensor, "batch time channel"],
+    delta_bias: Float[Tensor, " channel"],
+) -> Float[Tensor, "batch time channel"]:
+    """The scan in single precision by Triton's kernels: on CUDA, and on a CPU where Triton interprets them."""
+    from scaling.ops import _triton_scan  # noqa: F401  # Triton comes with PyTorch's CUDA builds alone
+
+    y: Tensor = _Scan.apply(u, delta, A, B, C, D, z, delta_bias)[0]
+    return y
+
+
+class _Scan(torch.autograd.Function):
+    """The result, and states for the way back; mapped over, the members of a population in one call."""
+
+    @staticmethod
+    def forward(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        y, starts = torch.ops.scaling.selective_scan(*inputs)
+        return y, starts
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1], *inputs)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor, ...]:
+        starts, *inputs = ctx.saved_tensors
+        return tuple(torch.ops.scaling.selective_scan_backward(dy, starts, inputs))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *given: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        axes = zip(given, in_dims, strict=True)
+        each = [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
+        u, delta, A, B, C, D, z, bias = each
+        u, delta, B, C, z = (x.flatten(0, 1) for x in (u, delta, B, C, z))
+        y, starts = _Scan.apply(u, delta, A, B, C, D, z, bias)
+        return (y.unflatten(0, (info.batch_size, -1)), starts.unflatten(0, (info.batch_size, -1))), (0, 0)
+
+
+@functools.cache
+def _triton_is_there() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _triton_serves(device: str, dtype: torch.dtype) -> bool:
+    return device == "cuda" and dtype != torch.float64 and _triton_is_there()
 
 
 @functools.cache
