@@ -107,7 +107,7 @@ def row_of(
         **measured,
         **returns_of(spec, played),
         "device": _device_name(accelerator),
-        "kernel": kernel_name(accelerator.device.type),
+        "kernel": kernel_name(accelerator.device.type, mapped=measured["packed"] > 1),
         "status": results.DONE,
     }
     return Outcome(row, [{"run_id": row["run_id"], **episode} for episode in played])

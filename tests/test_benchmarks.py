@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import floor, formulations, growth, memory, mixers, populations, rivals, speed, steps
+from benchmarks import device, floor, formulations, growth, memory, mixers, populations, rivals, speed, steps, timing
 from benchmarks.document import Settings
 from benchmarks.formulations import Missing
 from benchmarks.steps import HOPPER, Point
@@ -70,6 +71,15 @@ def test_speed_prints_and_writes_one_document(tmp_path, capsys):
     assert [row["width"] for row in together["rows"]] == [width for width, _ in populations.QUICK_SIZES]
     assert [row["how"] for row in whole["rows"]] == list(populations.WAYS)
     assert whole["rows"][0]["packs"] == "1"
+
+
+def test_what_a_gpu_gains_is_measured_on_whatever_device_there_is(capsys):
+    device.main(["--quick", "--rounds", "1"])
+    said = capsys.readouterr().out
+    assert "| reference |" in said
+    for precision in device.PRECISIONS:
+        table = said.split(f"{precision}: populations")[1].splitlines()
+        assert [line.split("|")[1].strip() for line in table[4:6]] == ["1", "2"]
 
 
 @pytest.mark.parametrize("source", ["loop", "mamba-ssm"])
@@ -200,8 +210,22 @@ def test_steps_gather_other_windows_of_a_store_each_time(tmp_path):
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
-def test_turns_alternate_and_the_first_does_not_count(rounds):
+def test_turns_alternate_and_the_first_does_not_count(rounds, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST", 0.0)
     order: list[str] = []
     seconds = in_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds)
     assert "".join(order) == "ab" * (rounds + 1)
     assert set(seconds) == {"a", "b"}
+
+
+def test_what_is_short_is_called_several_times_a_turn(monkeypatch):
+    monkeypatch.setattr(timing, "LEAST", 0.1)
+    calls: list[None] = []
+
+    def short() -> None:
+        calls.append(None)
+        time.sleep(0.02)
+
+    seconds = in_turns({"short": short}, 2)
+    assert 1 + 2 * 3 <= len(calls) <= 1 + 2 * 5
+    assert 0.02 <= seconds["short"] < 0.06

@@ -190,3 +190,4 @@ def test_on_cuda_the_kernel_is_one_of_those_installed(mamba_ssm, triton, names, 
     monkeypatch.setattr(selective_scan, "_mamba_ssm", lambda: selective_scan_ref if mamba_ssm else None)
     monkeypatch.setattr(selective_scan, "_triton_is_there", lambda: triton)
     assert [kernel_name("cuda", dtype) for dtype in (torch.float32, torch.float64)] == names
+    assert kernel_name("cuda", mapped=True) == ("triton" if triton else "reference")

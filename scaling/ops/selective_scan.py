@@ -53,23 +53,20 @@ def selective_scan(
 ) -> Float[Tensor, "batch time channel"]:
     """The scan on its own: on CUDA mamba-ssm's or, for members of a population too, Triton's; else the reference."""
     inputs = (u, delta, A, B, C, D, z, delta_bias)
-    kernel = kernel_name(u.device.type, u.dtype)
-    if kernel == "mamba_ssm" and not any(torch._C._functorch.is_batchedtensor(x) for x in inputs):
-        return _on_cuda(*inputs)
-    if _triton_serves(u.device.type, u.dtype):
-        return selective_scan_triton(*inputs)
-    return selective_scan_ref(*inputs)
+    mapped = any(torch._C._functorch.is_batchedtensor(x) for x in inputs)
+    scans = {"mamba_ssm": _on_cuda, "triton": selective_scan_triton}
+    return scans.get(kernel_name(u.device.type, u.dtype, mapped=mapped), selective_scan_ref)(*inputs)
 
 
-def kernel_name(device: str, dtype: torch.dtype = torch.float32) -> str:
+def kernel_name(device: str, dtype: torch.dtype = torch.float32, *, mapped: bool = False) -> str:
     """What serves tensors on this kind of device.
 
-    ``numba``, for all of the block, ``mamba_ssm``, which leaves members of a population trained at once to the next,
+    ``numba``, for all of the block, ``mamba_ssm``, over which the members of a population cannot be ``mapped``,
     ``triton`` or ``reference``.
     """
     if device == "cpu" and dtype == torch.float32:
         return "numba"
-    if device == "cuda" and _mamba_ssm() is not None:
+    if device == "cuda" and not mapped and _mamba_ssm() is not None:
         return "mamba_ssm"
     return "triton" if _triton_serves(device, dtype) else "reference"
 
