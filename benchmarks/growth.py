@@ -12,6 +12,7 @@ from benchmarks import memory
 from benchmarks.document import Cell, Settings, Table
 from benchmarks.steps import HOPPER, Point, inputs, network, step
 from benchmarks.timing import in_turns
+from scaling.allocator import memory_kept
 from scaling.building import build_once
 from scaling.source import INSIDE, TIMEOUT, Piece, Source, rows_at_once
 
@@ -29,8 +30,9 @@ TITLES = {"context": "context (timesteps)", "batch": "batch (windows)"}
 EPISODE = 500
 
 
+@memory_kept()
 def section(settings: Settings) -> list[Table]:
-    """A table for each axis."""
+    """A table for each axis; as in a run, memory is kept between updates."""
     base, axes = (QUICK_POINT, QUICK_AXES) if settings.quick else (Point(), AXES)
     tables = [
         grown(TITLES.get(axis, axis), {value: at(base, axis, value) for value in values}, settings)

@@ -11,6 +11,7 @@ from benchmarks.formulations import Missing
 from benchmarks.steps import HOPPER, Point, inputs, network, step
 from benchmarks.timing import in_turns
 from scaling import plug
+from scaling.allocator import memory_kept
 from scaling.ops.mamba_inner import mamba_inner_ref
 from scaling.spec import ModelSpec
 
@@ -92,15 +93,23 @@ def equal_transformer(spec: ModelSpec) -> ModelSpec:
 
 
 def section(settings: Settings) -> list[Table]:
-    """All rivals at the usual size, and the reference alone at a small one."""
+    """Our step against its floor as in a run, then against all rivals, and at a small size against the reference.
+
+    A run keeps its memory between updates; rivals' users would not, so there nobody does.
+    """
+    usual = Point(width=16, depth=1, context=4, batch=2) if settings.quick else Point()
+    small = dataclasses.replace(usual, width=8 if settings.quick else 32)
+    with memory_kept():
+        alone = [compared(point, settings, {OURS: ours}, "in a run") for point in (usual, small)]
     few = {name: RIVALS[name] for name in (OURS, REFERENCE)}
-    if settings.quick:
-        usual = Point(width=16, depth=1, context=4, batch=2)
-        return [compared(usual, settings, RIVALS), compared(dataclasses.replace(usual, width=8), settings, few)]
-    return [compared(Point(), settings, RIVALS), compared(Point(width=32), settings, few)]
+    return [
+        *alone,
+        compared(usual, settings, RIVALS, "and its rivals"),
+        compared(small, settings, few, "and its rival"),
+    ]
 
 
-def compared(point: Point, settings: Settings, rivals: Mapping[str, Rival]) -> Table:
+def compared(point: Point, settings: Settings, rivals: Mapping[str, Rival], where: str = "") -> Table:
     """Rivals at one size, in turns with each other and with a large matrix product."""
     size = 256 if settings.quick else 2048
     calls: dict[str, Callable[[], object]] = {PRODUCT: product(size)}
@@ -115,7 +124,8 @@ def compared(point: Point, settings: Settings, rivals: Mapping[str, Rival]) -> T
     floor = step_flops(network(point.spec()), inputs(point)) / rate
     seconds = {name: took.get(name) for name in rivals} | {FLOOR: floor}
     return Table(
-        title=f"Training step: {point.depth} layers, width {point.width}, batch {point.batch}, context {point.context}",
+        title=f"Training step {where}: {point.depth} layers, width {point.width}, batch {point.batch}, "
+        f"context {point.context}",
         rows=[_row(name, value, took[OURS], floor, absent.get(name)) for name, value in seconds.items()],
         facts={"ours over the floor": took[OURS] / floor, "GFLOP/s of the large product": rate / 1e9},
         note=said_of_transformer(point.spec()) if TRANSFORMER in rivals else "",

@@ -18,7 +18,6 @@ import torch
 
 from benchmarks import document, growth, populations, rivals
 from benchmarks.document import Settings, Table
-from scaling.allocator import memory_kept
 
 Section = Callable[[Settings], list[Table]]
 
@@ -36,8 +35,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     settings = Settings(threads=given.threads, rounds=given.rounds, quick=given.quick, mamba_ssm=given.mamba_ssm)
-    with memory_kept():  # as in a run
-        tables = [table for section in SECTIONS for table in section(settings)]
+    tables = [table for section in SECTIONS for table in section(settings)]
     print(document.markdown(settings, tables))
     if given.out:
         document.write(given.out, settings, tables)

@@ -62,9 +62,11 @@ def test_speed_prints_and_writes_one_document(tmp_path, capsys):
     torch.set_num_threads(threads)
     assert (tmp_path / "speed.md").read_text() in capsys.readouterr().out
     tables = json.loads((tmp_path / "speed.json").read_text())["tables"]
-    usual, small, *grown, together, whole = tables
+    usual_alone, small_alone, usual, small, *grown, together, whole = tables
     assert [row["what"].split(":")[0] for row in usual["rows"]] == [*rivals.RIVALS, rivals.FLOOR.split(":")[0]]
     assert all(row["ms"] or "not installed" in row["what"] for row in usual["rows"])
+    for table in (usual_alone, small_alone):
+        assert [row["what"] for row in table["rows"]] == [rivals.OURS, rivals.FLOOR]
     assert [row["what"] for row in small["rows"]] == [rivals.OURS, rivals.REFERENCE, rivals.FLOOR]
     assert len(grown) == len(growth.QUICK_AXES) + 1
     assert all(row["ms"] > 0 and row["peak MiB"] > 0 for table in grown for row in table["rows"])
