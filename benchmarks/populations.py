@@ -90,7 +90,7 @@ def grids(settings: Settings) -> Table:
     """A grid of 24 runs through the command line: one run per process at a time, and as the command chooses."""
     rows: list[dict[str, Cell]] = []
     for batch in (2,) if settings.quick else (4, 64):
-        amount = 2 if settings.quick else 6400 // batch // (4 if batch > 4 else 1)
+        amount = 2 if settings.quick else 3200 // batch // (2 if batch > 4 else 1)
         found = {how: grid(settings, batch, amount, options) for how, options in WAYS.items()}  # not in turns: minutes
         for how, (seconds, packed) in found.items():
             gain = found["one run per process"][0] / seconds
