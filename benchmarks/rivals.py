@@ -95,18 +95,16 @@ def equal_transformer(spec: ModelSpec) -> ModelSpec:
 def section(settings: Settings) -> list[Table]:
     """Our step against its floor as in a run, then against all rivals, and at a small size against the reference.
 
-    A run keeps its memory between updates; rivals' users would not, so there nobody does.
+    A run keeps its memory between updates; rivals' users would not, so there nobody does. They come first: once told to
+    keep memory, the C library never goes back to adjusting what it keeps.
     """
     usual = Point(width=16, depth=1, context=4, batch=2) if settings.quick else Point()
     small = dataclasses.replace(usual, width=8 if settings.quick else 32)
+    few = {name: RIVALS[name] for name in (OURS, REFERENCE)}
+    beside = [compared(usual, settings, RIVALS, "and its rivals"), compared(small, settings, few, "and a rival")]
     with memory_kept():
         alone = [compared(point, settings, {OURS: ours}, "in a run") for point in (usual, small)]
-    few = {name: RIVALS[name] for name in (OURS, REFERENCE)}
-    return [
-        *alone,
-        compared(usual, settings, RIVALS, "and its rivals"),
-        compared(small, settings, few, "and its rival"),
-    ]
+    return [*alone, *beside]
 
 
 def compared(point: Point, settings: Settings, rivals: Mapping[str, Rival], where: str = "") -> Table:

@@ -5,7 +5,7 @@ that stands where that of a run alone would. One that ends, diverges or is told 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +24,15 @@ from scaling.errors import Interrupted, UserError
 from scaling.evaluate import summed_loss
 from scaling.identity import canonical, check_model
 from scaling.rollouts import Performer, check_env, episode_rows, play, play_together
-from scaling.spec import ModelSpec, RunSpec, Space
+from scaling.spec import EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
 from scaling.stopwatch import settle
 from scaling.store import Store
 from scaling.train import Outcome, accelerator_for, forget_company, row_of, seeded
 from scaling.training import Places, Report, build, residents
+
+EPISODES = 256
+"""Most episodes that are played side by side: windows of one forward pass."""
 
 Ended = Outcome | Exception
 """How a run left its population."""
@@ -117,9 +120,10 @@ class _Member:
         if self.entry.keeper.wants() or self.entry.keeper.keeps_last:
             self.entry.keeper.keep(self.state(stack, at))
 
-    def pause(self, stack: Stack, at: int) -> None:
-        """Between two steps of the rollouts: save the state if that is wanted."""
+    def pause(self, stack: Stack, at: int, before: Callable[[], None] = lambda: None) -> None:
+        """Between two steps of the rollouts: save the state if that is wanted, and call something just before."""
         if self.entry.keeper.wants():
+            before()
             self.entry.keeper.keep(self.state(stack, at))
 
     def state(self, stack: Stack, at: int) -> State:
@@ -131,6 +135,20 @@ class _Member:
             "generators": {**self.generators, kind: self.network.generator.get_state()},
             "total": torch.tensor(self.total, dtype=torch.float64),
         }
+
+
+class _SharedClock:
+    """Seconds of evaluation that several runs spend at once, in equal parts."""
+
+    def __init__(self, courses: dict[int, Course]) -> None:
+        self.courses, self.begin = courses, time.perf_counter()
+
+    def tick(self) -> None:
+        """Count what has passed."""
+        now = time.perf_counter()
+        for course in self.courses.values():
+            course.spend("evaluate", (now - self.begin) / len(self.courses))
+        self.begin = now
 
 
 class Population:
@@ -199,14 +217,16 @@ class Population:
         """The episodes of these members, or how that failed; those that see windows are played side by side."""
         asked = {at: self.members[at].spec.evaluate for at in finished}
         beside = [at for at in finished if asked[at].env is not None and asked[at].rollout == "window"]
-        beside = beside if len(beside) > 1 else []
+        companies = [company for company in _companies(beside, asked) if len(company) > 1]
+        beside = [at for company in companies for at in company]
         for at in finished:
             if at not in beside:
                 try:
                     yield at, self._played_alone(at)
                 except Exception as error:  # noqa: BLE001 - as above
                     yield at, error
-        yield from self._played_beside(beside)
+        for company in companies:
+            yield from self._played_beside(company)
 
     def _played_alone(self, at: int) -> list[dict[str, Any]]:
         member, device = self.members[at], self.stack.device
@@ -219,24 +239,28 @@ class Population:
             )
 
     def _played_beside(self, members: list[int]) -> Iterator[tuple[int, list[dict[str, Any]] | Exception]]:
-        playing, begin = dict.fromkeys(members), time.perf_counter()
+        """Those of members that see windows, one forward pass a step for all."""
+        clock = _SharedClock({at: self.members[at].course for at in members})
         performers = [
-            Performer(one.spec, one.space, one.course.normalise, partial(one.pause, self.stack, at))
+            Performer(one.spec, one.space, one.course.normalise, partial(one.pause, self.stack, at, clock.tick))
             for at, one in ((at, self.members[at]) for at in members)
         ]
+        chosen: dict[tuple[int, ...], dict[str, Tensor]] = {}
 
         def predict(numbers: list[int], inputs: Tensors) -> Tensor:
+            key = tuple(members[number] for number in numbers)
+            if key not in chosen:  # gathered anew only when one has ended
+                chosen.clear()
+                chosen[key] = self.stack.parameters_of(key)
             with self.accelerator.autocast():
-                return self.stack.predicted([members[number] for number in numbers], inputs)
+                return self.stack.predicted(chosen[key], inputs)
 
         for number, played in play_together(performers, predict, self.stack.device):
-            share = (time.perf_counter() - begin) / len(playing)
-            for at in playing:
-                self.members[at].course.spend("evaluate", share)
             at = members[number]
-            del playing[at]
+            clock.tick()
+            del clock.courses[at]
             yield at, played if isinstance(played, Exception) else episode_rows(self.members[at].spec, played)
-            begin = time.perf_counter()
+            clock.begin = time.perf_counter()
 
     def _measure(self, at: int, member: _Member) -> None:
         trained = member.total + float(self.totals[at])
@@ -266,6 +290,20 @@ class Population:
             left = [at for at in range(len(self.members)) if at not in gone]
             self.stack.keep(left)
             self.members, self.totals = [self.members[at] for at in left], self.totals[left]
+
+
+def _companies(members: list[int], asked: Mapping[int, EvaluateSpec]) -> list[list[int]]:
+    """The members in groups that have no more than ``EPISODES`` together, or are of one."""
+    companies: list[list[int]] = []
+    count = EPISODES
+    for at in members:
+        own = asked[at].episodes * len(asked[at].targets)
+        if count + own > EPISODES:
+            companies.append([])
+            count = 0
+        companies[-1].append(at)
+        count += own
+    return companies
 
 
 def _loss(

@@ -76,7 +76,11 @@ class Rollout:
         self.returns, self.received = np.zeros((2, len(self.targets)))
         self.lengths, self.alive = np.zeros(len(self.targets), np.int64), np.ones(len(self.targets), bool)
         self.envs = stages.stage(spec, len(self.targets))
-        self.observed = self.envs.reset(self.seeds.tolist())
+        try:
+            self.observed = self.envs.reset(self.seeds.tolist())
+        except BaseException:
+            self.envs.close()
+            raise
 
     @property
     def is_recurrent(self) -> bool:
@@ -205,13 +209,20 @@ class _Company:
         """One step of all episodes that go on."""
         for at in list(self.playing):
             self._guard(at, self._show)
-        if self.playing:
-            going_on = list(self.playing)
-            predicted = self.predict(going_on, _windows(list(self.playing.values()), self.device))[:, :, -1]
-            for at, own in zip(going_on, predicted, strict=True):
-                self._guard(at, self._act, own)
+        going_on = list(self.playing)
+        if not going_on:
+            return
+        given: list[Any]
+        try:
+            given = list(self.predict(going_on, _windows(list(self.playing.values()), self.device))[:, :, -1])
+        except Exception as error:  # noqa: BLE001 - it is told for each
+            given = [error] * len(going_on)
+        for at, own in zip(going_on, given, strict=True):
+            self._guard(at, self._act, own)
 
-    def _act(self, at: int, predicted: Float[Tensor, "episode action"]) -> None:
+    def _act(self, at: int, predicted: Float[Tensor, "episode action"] | Exception) -> None:
+        if isinstance(predicted, Exception):
+            raise predicted
         rollout = self.playing[at]
         rollout.act(predicted[: int(rollout.alive.sum())])
 

@@ -126,11 +126,14 @@ class Stack:
 
         return torch.vmap(of_one, randomness="different")(self.parameters, *inputs)
 
-    @torch.no_grad()
-    def predicted(self, members: Sequence[int], inputs: tuple[Tensor, ...]) -> Tensor:
-        """What the networks of some members give without dropout, for inputs with an axis of these members in front."""
+    def parameters_of(self, members: Sequence[int]) -> dict[str, Tensor]:
+        """Rows of some members, by name."""
         everyone = len(members) == len(self.networks)
-        parameters = {name: rows if everyone else rows[list(members)] for name, rows in self.parameters.items()}
+        return {name: rows if everyone else rows[list(members)] for name, rows in self.parameters.items()}
+
+    @torch.no_grad()
+    def predicted(self, parameters: dict[str, Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
+        """What the networks of some members give without dropout, for inputs with an axis of these members in front."""
         self.model.eval()
         try:
             given: Tensor = torch.vmap(lambda own, *one: functional_call(self.model, own, one))(parameters, *inputs)

@@ -20,6 +20,10 @@ def test_entries_are_dropped_as_often_as_asked_and_the_rest_makes_up_for_it(p):
     torch.testing.assert_close(dropped[kept], x[kept] / (1 - p))
 
 
+def test_a_probability_next_to_one_drops_all():
+    assert not Dropout(1 - 1e-12)(torch.ones(100, 100)).any()
+
+
 def test_masks_are_others_each_time_and_the_same_from_the_same_seed():
     x, module = torch.ones(64, 64), Dropout(0.5)
     torch.manual_seed(0)

@@ -125,6 +125,14 @@ def test_a_run_that_fails_while_it_is_played_ends_alone(steps):
     assert played[0].lengths.tolist() == expected.lengths.tolist()
 
 
+def test_a_forward_pass_that_fails_is_told_for_each_run():
+    def predict(numbers, inputs):
+        raise RuntimeError("no room")
+
+    played = dict(play_together([performer(), performer(max_steps=4)], predict, CPU))
+    assert {number: str(error) for number, error in played.items()} == {0: "no room", 1: "no room"}
+
+
 def recurrent(spec: RunSpec) -> RunSpec:
     return dataclasses.replace(spec, evaluate=dataclasses.replace(spec.evaluate, rollout="recurrent"))
 

@@ -141,6 +141,13 @@ def test_a_member_that_diverges_leaves_the_others_alone():
         assert torch.equal(one[[0, 2]], other[[0, 2]])
 
 
+def test_no_sequences_give_no_gradients():
+    inputs = [x.float() for x in block_inputs(0, 5, 8, 4)]
+    y, found = gradients(mamba_inner, inputs, torch.ones(0, 5, 8))
+    assert y.shape == (0, 5, 8)
+    assert not any(x.any() for x in found)
+
+
 def test_a_profiler_knows_the_kernels_by_name():
     inputs = [x.float() for x in block_inputs(1, 2, 8, 4)]
     with torch.profiler.profile() as watch:

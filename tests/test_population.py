@@ -162,6 +162,13 @@ def test_discrete_actions_and_rollouts_are_those_of_runs_alone(folder):
         assert outcome.episodes == alone.episodes
 
 
+@pytest.mark.parametrize(("most", "companies"), [(6, [[0, 1], [3, 4], [5]]), (1, [[0], [1], [3], [4], [5]])])
+def test_no_more_episodes_than_have_room_are_played_side_by_side(most, companies, monkeypatch):
+    monkeypatch.setattr(population, "EPISODES", most)
+    asked = dict.fromkeys((0, 1, 3, 4, 5), EvaluateSpec(env="own", episodes=3, targets=(1.0,)))
+    assert population._companies(list(asked), asked) == companies
+
+
 def test_members_of_unequal_length_leave_when_they_end(folder):
     specs = [changed(RUN, seed=seed, train__amount=amount) for seed, amount in enumerate((30.0, 9.0, 17.0))]
     entries = [entry_of(spec, folder) for spec in specs]

@@ -66,7 +66,7 @@ class Dropout(nn.Module):
     def mask(self, like: Tensor) -> Tensor:
         """The whole batch's mask, or the share's rows of it, for a tensor whose first axis is the share's."""
         share = self.share or Share(0, len(like), len(like))
-        rows = len(like) // (share.stop - share.begin)
+        rows = len(like) // max(1, share.stop - share.begin)
         whole = like.new_empty((share.total * rows, *like.shape[1:]))
         own = _fill(whole, self.p)[share.begin * rows : share.stop * rows]
         return own.clone() if len(own) < len(whole) else own  # a view would keep the whole for the backward pass
@@ -79,7 +79,7 @@ def _fill(mask: Tensor, p: float, generator: torch.Generator | None = None) -> T
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
     pairs = np.random.SFC64(seed).random_raw(-(-mask.numel() // 2))
     bits = torch.from_numpy(pairs.view(np.int32)[: mask.numel()]).view(mask.shape)
-    return torch.ge(bits, round(p * 2**32) - 2**31, out=mask).div_(1 - p)
+    return torch.ge(bits, min(round(p * 2**32), 2**32 - 1) - 2**31, out=mask).div_(1 - p)
 
 
 class _OwnMasks(torch.autograd.Function):

@@ -102,6 +102,7 @@ class _Fused(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.save_for_backward(output[1], *inputs)
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor, ...]:
@@ -133,7 +134,7 @@ def _backward(dy: Tensor, selected: Tensor, xz: Tensor, parameters: Parameters) 
     channels, members = parameters[0].shape[-2], len(constants)
     given = flat(_widened(dy, 1, sizes.channels)), flat(_widened(xz, 2, sizes.channels)), constants, flat(selected)
     d_xz = torch.empty(*xz.shape[:2], 2 * sizes.channels)
-    sums = np.zeros((members, min(len(xz) // members, CHUNKS), constants.shape[1]), np.float32)
+    sums = np.zeros((members, max(1, min(len(xz) // members, CHUNKS)), constants.shape[1]), np.float32)
     chunks = sums.reshape(-1, constants.shape[1])
     workers = min(threads_of_torch(), len(chunks))
     _mamba_inner.backward(*given, sizes, members, len(xz), flat(d_xz), chunks, workers)
