@@ -23,6 +23,7 @@ from scaling.course import Course
 from scaling.errors import Interrupted, UserError
 from scaling.evaluate import summed_loss
 from scaling.identity import canonical, check_model
+from scaling.ops.selective_scan import kernel_name
 from scaling.rollouts import Performer, check_env, episode_rows, play, play_together
 from scaling.spec import EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
@@ -112,7 +113,9 @@ class _Member:
 
     def outcome(self, played: list[dict[str, Any]]) -> Outcome:
         """The rows of a run whose curve is complete and whose episodes were played."""
-        measured = {**self.course.measured(self.cost), "processes": 1, "micro_batches": 1, "packed": self.packed}
+        kernel = kernel_name(self.accelerator.device.type, mapped=True)
+        company = {"processes": 1, "micro_batches": 1, "packed": self.packed, "kernel": kernel}
+        measured = {**self.course.measured(self.cost), **company}
         return row_of(self.spec, self.entry.store, self.subset, self.cost, measured, played, self.accelerator)
 
     def save_last(self, stack: Stack, at: int) -> None:

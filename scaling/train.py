@@ -86,7 +86,7 @@ def train(
         if not accelerator.is_main_process:
             return Outcome({}, [])
         played = training.rollouts()
-        measured = {**training.measured(cost), "packed": 1}
+        measured = {**training.measured(cost), "packed": 1, "kernel": kernel_name(accelerator.device.type)}
         return row_of(spec, store, subset, cost, measured, played, accelerator)
 
 
@@ -107,7 +107,6 @@ def row_of(
         **measured,
         **returns_of(spec, played),
         "device": _device_name(accelerator),
-        "kernel": kernel_name(accelerator.device.type, mapped=measured["packed"] > 1),
         "status": results.DONE,
     }
     return Outcome(row, [{"run_id": row["run_id"], **episode} for episode in played])
