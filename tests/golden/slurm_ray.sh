@@ -58,7 +58,7 @@ leave() {
   if ((code == interrupted)) && ! is_ending; then
     if ((${SLURM_RESTART_COUNT:-0} >= max_requeues)); then
       say "interrupted with work left, and not requeued: --max-requeues $max_requeues is reached; submit again to go on"
-    elif scontrol requeue "$me"; then
+    elif scontrol requeue "$me" || is_ending; then # it may just have been preempted, which requeues it too
       say "interrupted with work left; requeued"
     else
       say "interrupted with work left, and Slurm refused to requeue it; submit again to go on"
