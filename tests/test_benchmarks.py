@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -221,13 +221,12 @@ def test_turns_alternate_and_the_first_does_not_count(rounds, monkeypatch):
 
 
 def test_what_is_short_is_called_several_times_a_turn(monkeypatch):
-    monkeypatch.setattr(timing, "LEAST", 0.1)
-    calls: list[None] = []
+    moments = [0.0]
 
     def short() -> None:
-        calls.append(None)
-        time.sleep(0.02)
+        moments.append(moments[-1] + 0.02)
 
-    seconds = in_turns({"short": short}, 2)
-    assert 1 + 2 * 3 <= len(calls) <= 1 + 2 * 5
-    assert 0.02 <= seconds["short"] < 0.06
+    monkeypatch.setattr(timing, "LEAST", 0.09)
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: moments[-1]))
+    assert in_turns({"short": short}, 2) == {"short": pytest.approx(0.02)}
+    assert len(moments) - 1 == 1 + 2 * 5
