@@ -1,4 +1,7 @@
-"""What the Numba kernels need to know of PyTorch."""
+"""What the kernels need to know of PyTorch."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -9,6 +12,12 @@ from torch import Tensor
 def flat(x: Tensor) -> np.ndarray:
     """The memory of a contiguous tensor as a NumPy array of one axis."""
     return x.detach().numpy().reshape(-1)
+
+
+def by_member(info: Any, in_dims: Sequence[int | None], given: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors that are mapped over, each with its axis of members in front; those that all share are repeated."""
+    axes = zip(given, in_dims, strict=True)
+    return [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
 
 
 def threads_of_torch() -> int:

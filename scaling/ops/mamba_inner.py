@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from scaling.ops import _mamba_inner
 from scaling.ops._mamba_layout import Sizes, distribute, lay_out, sizes_of
-from scaling.ops._rows import flat, threads_of_torch
+from scaling.ops._rows import by_member, flat, threads_of_torch
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
 
@@ -113,9 +113,8 @@ class _Fused(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *given: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        axes = zip(given, in_dims, strict=True)
-        each = [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
-        y, selected = _Fused.apply(each[0].flatten(0, 1), *each[1:])
+        xz, *parameters = by_member(info, in_dims, given)
+        y, selected = _Fused.apply(xz.flatten(0, 1), *parameters)
         return (y.unflatten(0, (info.batch_size, -1)), selected.unflatten(0, (info.batch_size, -1))), (0, 0)
 
 

@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from scaling.ops._rows import by_member
+
 
 def selective_scan_ref(
     u: Float[Tensor, "batch time channel"],
@@ -111,9 +113,7 @@ class _Scan(torch.autograd.Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *given: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-        axes = zip(given, in_dims, strict=True)
-        each = [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
-        u, delta, A, B, C, D, z, bias = each
+        u, delta, A, B, C, D, z, bias = by_member(info, in_dims, given)
         u, delta, B, C, z = (x.flatten(0, 1) for x in (u, delta, B, C, z))
         y, starts = _Scan.apply(u, delta, A, B, C, D, z, bias)
         return (y.unflatten(0, (info.batch_size, -1)), starts.unflatten(0, (info.batch_size, -1))), (0, 0)
