@@ -30,8 +30,7 @@ class Attention(nn.Module):
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """What attention adds to the residual stream."""
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in self.qkv(u).chunk(3, dim=-1))
-        in_parts = self.dropout.is_mapped or self.dropout.draws(u.device)
-        mixed = self._in_parts(q, k, v) if in_parts else self._whole(q, k, v)
+        mixed = self._in_parts(q, k, v) if self.dropout.draws(u.device) else self._whole(q, k, v)
         attended: Tensor = self.out_dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         return attended
 

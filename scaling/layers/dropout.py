@@ -53,14 +53,9 @@ class Dropout(nn.Module):
     def draws(self, device: torch.device) -> bool:
         """Whether masks are drawn here and not by PyTorch, whose own dropout knows no shares and no members.
 
-        On a CPU they always are, since PyTorch's generator takes five times as long there.
+        On a CPU all are, since PyTorch's generator takes five times as long there.
         """
-        return self.active and (device.type == "cpu" or self.is_mapped or self.share is not None)
-
-    @property
-    def is_mapped(self) -> bool:
-        """Whether a population is mapped over."""
-        return self.generators is not None
+        return self.generators is not None or (self.active and (device.type == "cpu" or self.share is not None))
 
     @torch.no_grad()
     def mask(self, like: Tensor) -> Tensor:
