@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.steps import Batches
+from scaling.layers.feed_forward import FeedForward
 from scaling.layers.mamba import Mamba
 
 PASSES = 3
@@ -38,7 +39,8 @@ def step_flops(model: nn.Module, batches: Batches) -> int:
 def forward_flops(model: nn.Module, batches: Batches) -> int:
     """Two per weight and row, over the rows that each matrix sees in a forward pass.
 
-    The projections inside a Mamba block are not called as modules; they see as many rows as the block does.
+    The projections inside a Mamba block, and the layers of a feed-forward network, need not be called as modules; they
+    see as many rows as the whole does.
     """
     counted: list[int] = []
 
@@ -46,7 +48,12 @@ def forward_flops(model: nn.Module, batches: Batches) -> int:
         rows = given[0].numel() // given[0].shape[-1]
         counted.append(2 * _weights(module) * rows)
 
-    watched = (module for module in model.modules() if isinstance(module, Mamba | nn.Linear))
+    inside = {part for module in model.modules() if isinstance(module, FeedForward) for part in module}
+    watched = (
+        module
+        for module in model.modules()
+        if isinstance(module, Mamba | FeedForward | nn.Linear) and module not in inside
+    )
     hooks = [module.register_forward_hook(count) for module in watched]
     try:
         model(*batches()[0])
@@ -60,5 +67,7 @@ def _weights(module: nn.Module) -> int:
     """In the matrices that a module's hook answers for."""
     if isinstance(module, Mamba):
         return module.x_proj.weight.numel() + module.dt_proj.weight.numel()
+    if isinstance(module, FeedForward):
+        return sum(_weights(part) for part in module if isinstance(part, nn.Linear))
     assert isinstance(module, nn.Linear)
     return module.weight.numel()

@@ -7,6 +7,8 @@ import torch
 
 from scaling.layers.attention import Attention
 from scaling.layers.dropout import Dropout, Share, take_share
+from scaling.ops._masks import SIDE
+from scaling.ops.dropout import Draw, dropout, dropout_ref, random_bits
 from scaling.spec import ModelSpec
 
 
@@ -82,3 +84,34 @@ def test_attention_in_shares_agrees_with_the_whole_in_value_and_gradient():
     shared.square().sum().backward()
     torch.testing.assert_close(shared, whole, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(u.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_random_bits_are_those_of_philox():
+    """The known answer of Random123's kat_vectors for philox4x32-10 with counter and key zero."""
+    zeros = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert [random_bits(0, lane * SIDE) for lane in range(4)] == zeros
+
+
+@pytest.mark.parametrize(("begin", "size"), [(0, 1), (0, 700), (77, 300), (5000, 9000)])
+def test_the_kernel_drops_what_the_reference_drops_in_value_and_gradient(begin, size):
+    x = torch.randn(size, dtype=torch.float64)
+    draw = Draw(0.3, (2**63 - 5,), begin)
+    single = x.float().requires_grad_()
+    y, y_ref = dropout(single, draw), dropout_ref(x, draw)
+    torch.testing.assert_close(y.double(), y_ref, rtol=1e-6, atol=0)
+    (slope,) = torch.autograd.grad(y.sum(), single)
+    torch.testing.assert_close(slope.double(), dropout_ref(torch.ones_like(x), draw), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_members_mapped_over_drop_what_each_would_alone(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2, 3)]
+    x = torch.randn(3, 50, 101)
+    seeds = [int(torch.randint(2**63 - 1, (), generator=torch.Generator().manual_seed(seed))) for seed in (1, 2, 3)]
+    draw = Draw(0.4, generators=tuple(generators))
+    together = torch.vmap(lambda one: dropout(one, draw), in_dims=1, out_dims=1)(x.movedim(0, 1)).movedim(1, 0)
+    torch.set_num_threads(before)
+    for own, seed, one in zip(together, seeds, x, strict=True):
+        assert torch.equal(own, dropout(one, Draw(0.4, (seed,))))

@@ -1,5 +1,6 @@
 """The fast kernels against their references: values, gradients, odd sizes, threads, NaN."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -7,9 +8,12 @@ import pytest
 import torch
 from numba import njit
 from torch import Tensor
+from torch.nn import functional
 
 from scaling.ops import _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
+from scaling.ops.dropout import Draw, seed_from
+from scaling.ops.feed_forward import ACTIVATIONS, feed_forward, feed_forward_ref
 from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
 from scaling.ops.selective_scan import kernel_name, selective_scan_ref
 
@@ -198,3 +202,59 @@ def test_on_cuda_the_kernel_is_one_of_those_installed(mamba_ssm, triton, names, 
     monkeypatch.setattr(selective_scan, "_triton_is_there", lambda: triton)
     assert [kernel_name("cuda", dtype) for dtype in (torch.float32, torch.float64)] == names
     assert kernel_name("cuda", mapped=True) == ("triton" if triton else "reference")
+
+
+def feed_forward_inputs(width: int, *batch: int) -> list[Tensor]:
+    normal = normal_of(width)
+    return [
+        normal(*batch, width),
+        normal(4 * width, width),
+        normal(4 * width),
+        normal(width, 4 * width) / 2,
+        normal(width),
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 3, 8, 20, 64])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.3, (12345,), 77)])
+def test_feed_forward_agrees_with_double_reference_in_value_and_gradient(width, activation, draw):
+    upstream = normal_of(1)(5, 11, width)
+    fast, slow = (functools.partial(op, activation=activation, draw=draw) for op in (feed_forward, feed_forward_ref))
+    assert_close_to_double(fast, slow, feed_forward_inputs(width, 5, 11), upstream)
+
+
+def test_feed_forward_of_no_rows_is_nothing_and_moves_nothing():
+    inputs = [x.float().requires_grad_() for x in feed_forward_inputs(8, 0)]
+    y = feed_forward(*inputs, "gelu", Draw(0.5))
+    assert y.shape == (0, 8)
+    assert not any(slope.any() for slope in torch.autograd.grad(y.sum(), inputs))
+
+
+@pytest.mark.parametrize("width", [5, 16])
+def test_members_of_a_population_feed_forward_as_each_alone(width):
+    stacked = [torch.stack([x, x / 2, -x]).float().requires_grad_() for x in feed_forward_inputs(width, 2, 7)]
+    generators = tuple(torch.Generator().manual_seed(seed) for seed in range(3))
+    seeds = [seed_from(torch.Generator().manual_seed(seed)) for seed in range(3)]
+    draw = Draw(0.2, generators=generators)
+    y = torch.vmap(lambda *given: feed_forward(*given, "gelu", draw))(*stacked)
+    found = torch.autograd.grad(y.square().sum(), stacked)
+    for member, seed in enumerate(seeds):
+        alone = [x[member].detach().requires_grad_() for x in stacked]
+        y_alone = feed_forward(*alone, "gelu", Draw(0.2, (seed,)))
+        torch.testing.assert_close(y[member], y_alone, rtol=1e-5, atol=1e-5)
+        for one, other in zip(found, torch.autograd.grad(y_alone.square().sum(), alone), strict=True):
+            torch.testing.assert_close(one[member], other, rtol=1e-4, atol=1e-4)
+
+
+def test_gelu_and_relu_are_right_everywhere_and_pass_nan_on():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, -1e4, 1e4, 1e-30, torch.nan])])
+    exact = x.double().requires_grad_()
+    for activation, reference in (("gelu", functional.gelu), ("relu", functional.relu)):
+        slope, bias = x[:, None].clone(), torch.zeros(1)
+        value = torch.ops.scaling.activate(slope, bias, activation == "relu")[:, 0]
+        y = reference(exact)
+        (expected,) = torch.autograd.grad(y[:-1].sum(), exact)
+        torch.testing.assert_close(value.double(), y.detach(), rtol=3e-7, atol=3e-7, equal_nan=True)
+        torch.testing.assert_close(slope[:-1, 0].double(), expected[:-1], rtol=1e-6, atol=1e-6)
+        assert slope[-1].isnan()

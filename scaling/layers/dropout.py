@@ -2,17 +2,19 @@
 
     y = x m / (1 - p),   m ~ Bernoulli(1 - p)
 
-Where a batch is computed in shares, each share draws the mask of the whole batch and takes its own rows, so that the
-generator advances alike everywhere and the sum of the shares' gradients is the gradient of the whole.
+On a CPU a mask is a function of a seed, which the generator draws, and of each entry's number in the whole batch. On
+other devices each share draws the mask of the whole batch and takes its own rows. Either way the generator advances
+alike everywhere, and the sum of the shares' gradients is the gradient of the whole.
 """
 
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from scaling.ops.dropout import NOTHING, Draw, dropout, seed_from
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ class Dropout(nn.Module):
         """(batch, ...) with entries dropped; rows of one window are next to each other."""
         if not self.active:
             return x
+        if x.device.type == "cpu":
+            return dropout(x, self.draw(x))
         if self.generators is not None:
-            return cast(Tensor, _OwnMasks.apply(x, self.p, self.generators))
-        if not self.draws(x.device):
-            return functional.dropout(x, self.p)
-        return x * self.mask(x)
+            return cast(Tensor, _OwnMasks.apply(x, self.p, self.generators, self.share))
+        return x * _mask(x, self.p, self.share) if self.draws(x.device) else functional.dropout(x, self.p)
 
     @property
     def active(self) -> bool:
@@ -53,35 +55,36 @@ class Dropout(nn.Module):
     def draws(self, device: torch.device) -> bool:
         """Whether masks are drawn here and not by PyTorch, whose own dropout knows no shares and no members.
 
-        On a CPU all are, since PyTorch's generator takes five times as long there.
+        On a CPU all are, since PyTorch's generator takes many times as long there.
         """
         return self.generators is not None or (self.active and (device.type == "cpu" or self.share is not None))
 
-    @torch.no_grad()
-    def mask(self, like: Tensor) -> Tensor:
-        """The whole batch's mask, or the share's rows of it, for a tensor whose first axis is the share's."""
-        share = self.share or Share(0, len(like), len(like))
-        rows = len(like) // max(1, share.stop - share.begin)
-        whole = like.new_empty((share.total * rows, *like.shape[1:]))
-        own = _fill(whole, self.p)[share.begin * rows : share.stop * rows]
-        return own.clone() if len(own) < len(whole) else own  # a view would keep the whole for the backward pass
+    def draw(self, like: Tensor) -> Draw:
+        """What decides the next mask on a CPU, for a tensor whose first axis is the share's."""
+        if not self.active:
+            return NOTHING
+        share = self.share or Share(0, 1, 1)
+        begin = share.begin * (like.numel() // (share.stop - share.begin))
+        if self.generators is not None:
+            return Draw(self.p, begin=begin, generators=tuple(self.generators))
+        return Draw(self.p, (seed_from(None),), begin)
 
 
-def _fill(mask: Tensor, p: float, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a contiguous mask; on a CPU with the bits of a NumPy generator whose seed the given one draws."""
-    if mask.is_cuda:
-        return mask.bernoulli_(1 - p, generator=generator).div_(1 - p)
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    pairs = np.random.SFC64(seed).random_raw(-(-mask.numel() // 2))
-    bits = torch.from_numpy(pairs.view(np.int32)[: mask.numel()]).view(mask.shape)
-    return torch.ge(bits, min(round(p * 2**32), 2**32 - 1) - 2**31, out=mask).div_(1 - p)
+@torch.no_grad()
+def _mask(like: Tensor, p: float, share: Share | None, generator: torch.Generator | None = None) -> Tensor:
+    """The whole batch's mask, or the share's rows of it, for a tensor whose first axis is the share's."""
+    share = share or Share(0, len(like), len(like))
+    rows = len(like) // max(1, share.stop - share.begin)
+    whole = like.new_empty((share.total * rows, *like.shape[1:]))
+    own = whole.bernoulli_(1 - p, generator=generator).div_(1 - p)[share.begin * rows : share.stop * rows]
+    return own.clone() if len(own) < len(whole) else own  # a view would keep the whole for the backward pass
 
 
 class _OwnMasks(torch.autograd.Function):
     """Masks that each member of a population draws from its own generator, as it would alone."""
 
     @staticmethod
-    def forward(x: Tensor, p: float, generators: list[torch.Generator]) -> Tensor:
+    def forward(x: Tensor, p: float, generators: list[torch.Generator], share: Share | None) -> Tensor:
         """Never called: only a map over members knows whose mask is whose."""
         raise NotImplementedError
 
@@ -91,14 +94,17 @@ class _OwnMasks(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[int | None, ...], x: Tensor, p: float, generators: list[torch.Generator]
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        p: float,
+        generators: list[torch.Generator],
+        share: Share | None,
     ) -> tuple[Tensor, int]:
         """(member, batch, ...) with entries dropped."""
         x = x.movedim(in_dims[0] or 0, 0)
-        mask = torch.empty_like(x, memory_format=torch.contiguous_format, requires_grad=False)
-        for own, generator in zip(mask, generators, strict=True):
-            _fill(own, p, generator)
-        return x * mask, 0
+        masks = [_mask(own, p, share, generator) for own, generator in zip(x.detach(), generators, strict=True)]
+        return x * torch.stack(masks), 0
 
 
 def take_share(model: nn.Module, share: Share | None) -> None:

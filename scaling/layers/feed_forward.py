@@ -1,21 +1,38 @@
 """The network at the end of a layer: Linear -> activation -> Linear -> dropout, four times wider inside."""
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from scaling.layers.dropout import Dropout
+from scaling.ops.feed_forward import feed_forward
 from scaling.spec import ModelSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 
 
-def feed_forward(spec: ModelSpec, activation: str = "gelu") -> nn.Sequential:
+class FeedForward(nn.Sequential):
     """The network, its first norm left to the layer."""
-    return nn.Sequential(
-        nn.Linear(spec.width, 4 * spec.width),
-        ACTIVATIONS[activation](),
-        nn.Linear(4 * spec.width, spec.width),
-        Dropout(spec.dropout),
-    )
+
+    def __init__(self, spec: ModelSpec, activation: str = "gelu") -> None:
+        super().__init__(
+            nn.Linear(spec.width, 4 * spec.width),
+            ACTIVATIONS[activation](),
+            nn.Linear(4 * spec.width, spec.width),
+            Dropout(spec.dropout),
+        )
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+        """What it adds to the residual stream: by its own kernels on a CPU in single precision, else part by part."""
+        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        first, _, second, dropout = self
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        assert isinstance(dropout, Dropout)
+        parameters = (first.weight, first.bias, second.weight, second.bias)
+        return feed_forward(x, *parameters, self.activation, dropout.draw(x))
 
 
 def count(spec: ModelSpec) -> int:

@@ -27,7 +27,7 @@ class Layer(nn.Module):
         self.norm = nn.LayerNorm(spec.width)
         self.mixer = mixer
         self.ffn_norm = nn.LayerNorm(spec.width) if spec.ffn else None
-        self.ffn = feed_forward.feed_forward(spec, activation) if spec.ffn else None
+        self.ffn = feed_forward.FeedForward(spec, activation) if spec.ffn else None
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The layer's output, residual included."""

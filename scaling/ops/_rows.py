@@ -1,12 +1,17 @@
 """What the kernels need to know of PyTorch."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+CHUNKS = 8
+"""Groups of rows that sum parameter gradients on their own: a constant, so that sums do not depend on threads, of
+which a backward pass cannot use more."""
 
 
 def flat(x: Tensor) -> np.ndarray:
@@ -18,6 +23,12 @@ def by_member(info: Any, in_dims: Sequence[int | None], given: Sequence[Tensor])
     """Tensors that are mapped over, each with its axis of members in front; those that all share are repeated."""
     axes = zip(given, in_dims, strict=True)
     return [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
+
+
+def signed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that knows its signature, for which autograd asks at every call and which is slow to find."""
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    return forward
 
 
 def threads_of_torch() -> int:

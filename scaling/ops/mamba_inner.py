@@ -20,13 +20,9 @@ from torch.nn import functional
 
 from scaling.ops import _mamba_inner
 from scaling.ops._mamba_layout import Sizes, distribute, lay_out, sizes_of
-from scaling.ops._rows import by_member, flat, threads_of_torch
+from scaling.ops._rows import CHUNKS, by_member, flat, signed, threads_of_torch
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref
-
-CHUNKS = 8
-"""Groups of sequences that sum parameter gradients on their own: a constant, so that sums do not depend on threads, of
-which the backward pass cannot use more."""
 
 
 def mamba_inner(
@@ -91,45 +87,54 @@ Each may have an axis of members in front; the sequences of each member then fol
 
 
 class _Fused(torch.autograd.Function):
-    """The result, and what was selected, for the way back; mapped over, the members of a population in one call."""
+    """The result, and for the way back what was selected and the parameters as the kernels want them.
+
+    Mapped over, the members of a population in one call.
+    """
 
     @staticmethod
-    def forward(xz: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        y, selected = torch.ops.scaling.mamba_inner(xz, parameters)
-        return y, selected
+    @signed
+    def forward(xz: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, selected, constants = torch.ops.scaling.mamba_inner(xz, parameters)
+        return y, selected, constants
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(output[1], *inputs)
-        ctx.mark_non_differentiable(output[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output[1:], *inputs)
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, _: None) -> tuple[Tensor, ...]:
-        selected, xz, *parameters = ctx.saved_tensors
-        return tuple(torch.ops.scaling.mamba_inner_backward(dy, selected, xz, parameters))
+    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor, ...]:
+        selected, constants, xz, *parameters = ctx.saved_tensors
+        return tuple(torch.ops.scaling.mamba_inner_backward(dy, selected, constants, xz, parameters))
 
     @staticmethod
     def vmap(
         info: Any, in_dims: tuple[int | None, ...], *given: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[int, int, int]]:
         xz, *parameters = by_member(info, in_dims, given)
-        y, selected = _Fused.apply(xz.flatten(0, 1), *parameters)
-        return (y.unflatten(0, (info.batch_size, -1)), selected.unflatten(0, (info.batch_size, -1))), (0, 0)
+        y, selected, constants = _Fused.apply(xz.flatten(0, 1), *parameters)
+        y, selected = (x.unflatten(0, (info.batch_size, -1)) for x in (y, selected))
+        return (y, selected, constants), (0, 0, 0)
 
 
-def _forward(xz: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
-    sizes, *laid_out = _laid_out(parameters, xz.shape[1])
+def _forward(xz: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor, Tensor]:
+    arrays = _arrays(parameters)
+    sizes = _sizes(arrays, xz.shape[1])
+    laid_out = _laid_out(arrays, sizes)
     channels, members = parameters[0].shape[-2], len(laid_out[0])
     y, selected = torch.empty(*xz.shape[:2], sizes.channels), torch.empty(*xz.shape[:2], sizes.selected)
     workers = min(threads_of_torch(), len(xz))
     given = flat(_widened(xz, 2, sizes.channels)), *laid_out
     _mamba_inner.forward(*given, sizes, members, len(xz), flat(y), flat(selected), workers)
-    return _narrowed(y, 1, channels), selected
+    return _narrowed(y, 1, channels), selected, torch.from_numpy(laid_out[0])
 
 
-def _backward(dy: Tensor, selected: Tensor, xz: Tensor, parameters: Parameters) -> list[Tensor]:
-    sizes, constants, _ = _laid_out(parameters, xz.shape[1])
+def _backward(dy: Tensor, selected: Tensor, laid_out: Tensor, xz: Tensor, parameters: Parameters) -> list[Tensor]:
+    d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
+    arrays, constants = _arrays(d_parameters), laid_out.numpy()
+    sizes = _sizes(arrays, xz.shape[1])
     channels, members = parameters[0].shape[-2], len(constants)
     given = flat(_widened(dy, 1, sizes.channels)), flat(_widened(xz, 2, sizes.channels)), constants, flat(selected)
     d_xz = torch.empty(*xz.shape[:2], 2 * sizes.channels)
@@ -137,27 +142,32 @@ def _backward(dy: Tensor, selected: Tensor, xz: Tensor, parameters: Parameters) 
     chunks = sums.reshape(-1, constants.shape[1])
     workers = min(threads_of_torch(), len(chunks))
     _mamba_inner.backward(*given, sizes, members, len(xz), flat(d_xz), chunks, workers)
-    d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
-    distribute(sizes, sums, constants, *_arrays(d_parameters))
+    distribute(sizes, sums, constants, *arrays)
     return [_narrowed(d_xz, 2, channels), *d_parameters]
 
 
 _LIBRARY = torch.library.Library("scaling", "FRAGMENT")
 """The kernels are operators, so that a profiler knows them by name."""
-_LIBRARY.define("mamba_inner(Tensor xz, Tensor[] parameters) -> (Tensor, Tensor)")
+_LIBRARY.define("mamba_inner(Tensor xz, Tensor[] parameters) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.impl("mamba_inner", _forward, "CPU")
-_LIBRARY.define("mamba_inner_backward(Tensor dy, Tensor selected, Tensor xz, Tensor[] parameters) -> Tensor[]")
+_LIBRARY.define(
+    "mamba_inner_backward(Tensor dy, Tensor selected, Tensor constants, Tensor xz, Tensor[] parameters) -> Tensor[]"
+)
 _LIBRARY.impl("mamba_inner_backward", _backward, "CPU")
 
 
-def _laid_out(parameters: Parameters, time: int) -> tuple[Sizes, np.ndarray, np.ndarray]:
+def _sizes(arrays: Sequence[np.ndarray], time: int) -> Sizes:
+    conv_weight, _, _, dt_weight, A_log, D, _ = arrays
+    return sizes_of(time, D.shape[-1], A_log.shape[-1], dt_weight.shape[-1], conv_weight.shape[-1])
+
+
+def _laid_out(arrays: Sequence[np.ndarray], sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     """The parameters as the kernels want them, a row for each member; and W_x once more, turned."""
-    conv_weight, _, _, dt_weight, A_log, D, _ = arrays = _arrays(parameters)
-    sizes = sizes_of(time, D.shape[-1], A_log.shape[-1], dt_weight.shape[-1], conv_weight.shape[-1])
-    constants = np.zeros((len(D), (sizes.dt_bias + 1) * sizes.channels), np.float32)
-    mixing = np.zeros(len(D) * sizes.channels * sizes.selected, np.float32)
+    members = len(arrays[-1])
+    constants = np.zeros((members, (sizes.dt_bias + 1) * sizes.channels), np.float32)
+    mixing = np.zeros(members * sizes.channels * sizes.selected, np.float32)
     lay_out(sizes, *arrays, constants, mixing)
-    return sizes, constants, mixing
+    return constants, mixing
 
 
 def _arrays(parameters: Parameters) -> list[np.ndarray]:

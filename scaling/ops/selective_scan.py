@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scaling.ops._rows import by_member
+from scaling.ops._rows import by_member, signed
 
 
 def selective_scan_ref(
@@ -94,6 +94,7 @@ class _Scan(torch.autograd.Function):
     """The result, and states for the way back; mapped over, the members of a population in one call."""
 
     @staticmethod
+    @signed
     def forward(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         y, starts = torch.ops.scaling.selective_scan(*inputs)
         return y, starts
