@@ -1,4 +1,4 @@
-"""What a GPU gains: its scan kernels side by side, and populations against one run at a time, in both precisions.
+"""What a GPU gains: scan kernels side by side, and populations and CUDA graphs against one run at a time without.
 
     python -m benchmarks.device [--rounds 9] [--quick]
 
@@ -20,6 +20,7 @@ from benchmarks.document import Cell, Settings, Table
 from benchmarks.populations import runs, updating
 from benchmarks.timing import in_turns
 from scaling.ops import selective_scan as scans
+from scaling.replay import WARM_UP
 from scaling.spec import RunSpec
 from scaling.stopwatch import settle
 
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> None:
 
 
 Precision = Literal["fp32", "bf16"]
+
+CALLED = "1, without a CUDA graph"
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -79,19 +82,21 @@ def scan_table(settings: Settings) -> Table:
 
 
 def population_table(settings: Settings, precision: Precision) -> Table:
-    """Updates per second of all members of populations of several sizes."""
+    """Updates per second of all members of populations of several sizes, and of one run without a CUDA graph."""
     width, batch, counts = (8, 2, (1, 2)) if settings.quick else (128, 64, (1, 8, 32))
+    ways = {CALLED: (1, False), **{str(count): (count, True) for count in counts}}
     with ExitStack() as opened:
         programs = {}
-        for count in counts:
+        for name, (count, record) in ways.items():
             specs = [_in(precision, spec) for spec in runs(width, batch, count)]
-            programs[str(count)] = _settled(opened.enter_context(updating(specs, together=count > 1)))
+            programs[name] = _settled(opened.enter_context(updating(specs, together=count > 1, record=record)))
+            for _ in range(WARM_UP + 1):  # the last records
+                programs[name]()
         took = in_turns(programs, settings.rounds)
     rows: list[dict[str, Cell]] = []
-    for count in counts:
-        seconds = took[str(count)]
-        gain = count * took[str(counts[0])] / seconds
-        rows.append({"members": count, "ms": 1e3 * seconds, "updates per second": count / seconds, "gain": gain})
+    for name, (count, _) in ways.items():
+        gain = count * took["1"] / took[name]
+        rows.append({"members": name, "ms": 1e3 * took[name], "updates per second": count / took[name], "gain": gain})
     return Table(title=f"Width {width}, batch {batch}, {precision}: populations against one run at a time", rows=rows)
 
 

@@ -69,8 +69,8 @@ def updates(settings: Settings) -> Table:
 
 
 @contextmanager
-def updating(specs: list[RunSpec], together: bool) -> Iterator[Callable[[], None]]:
-    """One update of every run."""
+def updating(specs: list[RunSpec], together: bool, record: bool = True) -> Iterator[Callable[[], None]]:
+    """One update of every run; on a GPU played from a CUDA graph, unless it is not to ``record``."""
     store = open_store(specs[0], Path())
     entries = [Entry(spec=spec, store=store, report=silent, keeper=Nobody(), state=None) for spec in specs]
     with ExitStack() as opened:
@@ -78,6 +78,8 @@ def updating(specs: list[RunSpec], together: bool) -> Iterator[Callable[[], None
             programs: list[Training | Population] = [opened.enter_context(population.rehearsal(entries))]
         else:
             programs = [opened.enter_context(train.rehearsal(spec, store)) for spec in specs]
+        for program in programs:
+            program.step.records &= record
 
         def update() -> None:
             for program in programs:

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from benchmarks.formulations import Inner
 from scaling import plug
 from scaling.batches import HostBatches, Tensors
+from scaling.flat import Flat
 from scaling.layers import mamba
 from scaling.ops.mamba_inner import mamba_inner
+from scaling.optimisation import optimiser_of
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.store import open_store
 from scaling.windows import Windows
@@ -70,7 +72,7 @@ def _gathered(point: Point, folder: Path) -> Batches:
 
 
 def step(model: nn.Module, batches: Batches, inner: Inner = mamba_inner) -> Callable[[], None]:
-    """One training step.
+    """One training step, its parameters in a row as in a run.
 
     Args:
         model: what is trained.
@@ -78,15 +80,16 @@ def step(model: nn.Module, batches: Batches, inner: Inner = mamba_inner) -> Call
         inner: what its Mamba blocks compute with.
 
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    flat = Flat(model, weight_decay=0.1)
+    optimiser = optimiser_of([{**group, "lr": 1e-4} for group in flat.groups], torch.device("cpu"))
 
     def run() -> None:
         (rtg, state, action, timestep), mask = batches()
         with mock.patch.object(mamba, "mamba_inner", inner):
             error = (model(rtg, state, action, timestep) - action).square() * mask[..., None]
             (error.sum() / mask.sum()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+        torch.nn.utils.clip_grad_norm_(flat.parts, 0.25)
         optimiser.step()
-        optimiser.zero_grad()
+        flat.slopes.zero_()
 
     return run

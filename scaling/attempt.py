@@ -1,7 +1,7 @@
 """One attempt at a run in a process that serves many: take it, train it, leave its row, whatever happens inside."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from scaling.checkpoint import Keeper, State
 from scaling.errors import Diverged, Interrupted, TeamBroken, UserError
 from scaling.held import Held, Stop
 from scaling.order import Order, failure, prepare_process, store_of
+from scaling.population import Ended, Entry, train_together
 from scaling.root import open_root
 from scaling.spec import from_dict
 from scaling.train import Outcome, forget_company, train
@@ -39,13 +40,42 @@ class Job:
         return train(spec, store, report, micro_batches=self.micro_batches, keeper=keeper, state=self.state)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackJob:
+    """What the processes of a pack are to compute together."""
+
+    orders: Sequence[Order]
+    states: Sequence[State | None]
+
+    def train(self, reports: Sequence[Report], keepers: Sequence[Keeper]) -> Iterator[tuple[int, Ended]]:
+        """Each run's number and how it ended, in a process that may have served other runs.
+
+        Raises:
+            UserError: a dataset changed since the sweep began.
+
+        """
+        prepare_process(self.orders[0])
+        each = zip(self.orders, self.states, reports, keepers, strict=True)
+        yield from train_together(
+            [
+                Entry(spec=from_dict(order.spec), store=store_of(order), report=report, keeper=keeper, state=state)
+                for order, state, report, keeper in each
+            ]
+        )
+
+
 class Team(Protocol):
-    """Processes that compute one run together."""
+    """Processes that compute runs together."""
 
     size: int
 
     def train(self, job: Job, report: Report, keeper: Keeper) -> Outcome:
         """The outcome of the run, of which this process is the first member."""
+
+    def train_pack(
+        self, job: PackJob, reports: Sequence[Report], keepers: Sequence[Keeper]
+    ) -> Iterator[tuple[int, Ended]]:
+        """How the runs of a pack ended, as soon as each has."""
 
 
 class Alone:
@@ -57,6 +87,13 @@ class Alone:
         """The outcome of the run; what a launcher may have left in the environment would promise it company."""
         forget_company()
         return job.train(report, keeper)
+
+    def train_pack(
+        self, job: PackJob, reports: Sequence[Report], keepers: Sequence[Keeper]
+    ) -> Iterator[tuple[int, Ended]]:
+        """How the runs of a pack ended, as soon as each has."""
+        forget_company()
+        yield from job.train(reports, keepers)
 
 
 def attempt(order: Order, team: Team, report: Report, stopping: Callable[[], bool]) -> bool:

@@ -1,6 +1,6 @@
 """Windows as tensors on a device: gathered by the host and moved, or from a copy of the dataset that stays there."""
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -13,6 +13,11 @@ from scaling.windows import Batch, Normaliser, Windows
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]
 """A model's inputs: rtg, state, action, timestep."""
 
+Arrived = tuple[Tensors, Bool[Tensor, "window time"]]
+"""Windows on the device, and where they are not padding."""
+
+HOST = torch.device("cpu")
+
 SHARE = 0.4
 """Of a GPU's free memory that a dataset may take."""
 
@@ -23,25 +28,40 @@ def tensors(batch: Batch, device: torch.device) -> Tensors:
     return tuple(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays)  # type: ignore[return-value]
 
 
-class Batches(Protocol):
+class Batches(ABC):
     """Windows of some episodes on a device."""
 
     windows: Windows
+    device: torch.device
 
-    def __call__(self, starts: np.ndarray) -> tuple[Tensors, Bool[Tensor, "window time"]]:
-        """The windows that begin at these transitions, and where they are not padding."""
+    @abstractmethod
+    def crossing(self, starts: np.ndarray) -> tuple[Tensor, ...]:
+        """What the host hands over for the windows that begin at these transitions."""
+
+    @abstractmethod
+    def arrived(self, *crossed: Tensor) -> Arrived:
+        """The windows, from that once it is on the device; without waiting for the device."""
+
+    def __call__(self, starts: np.ndarray) -> Arrived:
+        """The windows that begin at these transitions."""
+        return self.arrived(*(x.to(self.device, non_blocking=True) for x in self.crossing(starts)))
 
 
-class HostBatches:
+class HostBatches(Batches):
     """Gathered by NumPy."""
 
     def __init__(self, windows: Windows, normalise: Normaliser, device: torch.device) -> None:
         self.windows, self.normalise, self.device = windows, normalise, device
 
-    def __call__(self, starts: np.ndarray) -> tuple[Tensors, Bool[Tensor, "window time"]]:
-        """The windows that begin at these transitions, and where they are not padding."""
+    def crossing(self, starts: np.ndarray) -> tuple[Tensor, ...]:
+        """The windows themselves."""
         batch = self.windows.gather(starts, self.normalise)
-        return tensors(batch, self.device), torch.from_numpy(batch.mask).to(self.device)
+        return (*tensors(batch, HOST), torch.from_numpy(batch.mask))
+
+    def arrived(self, *crossed: Tensor) -> Arrived:
+        """They are what crossed."""
+        rtg, state, action, timestep, mask = crossed
+        return (rtg, state, action, timestep), mask
 
 
 class Resident:
@@ -53,7 +73,7 @@ class Resident:
         )
 
 
-class ResidentBatches:
+class ResidentBatches(Batches):
     """Gathered on the device; only the places of the windows cross over."""
 
     def __init__(self, windows: Windows, normalise: Normaliser, resident: Resident) -> None:
@@ -66,9 +86,13 @@ class ResidentBatches:
         self.mean = torch.from_numpy(normalise.mean).to(device)
         self.scale = torch.from_numpy(normalise.std + 1e-6).to(device)
 
-    def __call__(self, starts: np.ndarray) -> tuple[Tensors, Bool[Tensor, "window time"]]:
-        """The windows that begin at these transitions, and where they are not padding."""
-        start = torch.from_numpy(starts).to(self.device)
+    def crossing(self, starts: np.ndarray) -> tuple[Tensor, ...]:
+        """The places of the windows."""
+        return (torch.from_numpy(starts),)
+
+    def arrived(self, *crossed: Tensor) -> Arrived:
+        """The windows, gathered from the device's copy."""
+        (start,) = crossed
         episode = torch.searchsorted(self.before, start, right=True) - 1
         begin = start - self.before[episode]
         step = begin[:, None] + torch.arange(self.windows.context, device=self.device)

@@ -16,5 +16,9 @@ class Interrupted(Exception):
     """A run was asked to stop; its state is saved as far as it could be."""
 
 
+class Parted(Exception):
+    """Of the runs that several processes share, one was interrupted; all states are saved, and the others can go on."""
+
+
 class TeamBroken(Exception):
     """A process of a team has died, which says nothing about the run it was at."""

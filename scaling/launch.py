@@ -81,7 +81,7 @@ def launch(
 def _packs(runs: Runs, costs: plan.Costs, names: list[str], settings: Settings) -> Packs:
     """Which runs are trained together; where that is found by trying, this machine must be the one that trains."""
     wanted = settings.resources
-    if wanted.workers > 1 or (wanted.pack is None and not _may_try(settings)):
+    if wanted.pack is None and not _may_try(settings):
         return Packs()
     before = torch.get_num_threads()
     torch.set_num_threads(wanted.threads)
@@ -95,18 +95,21 @@ def _may_try(settings: Settings) -> bool:
     """Whether packs are to be found by trying.
 
     Not where others that share the runs could be left with none, nor for Weights & Biases and MLflow, which take one
-    run at a time, nor where runs are given another kind of device than this process has.
+    run at a time, nor where runs are given several processes or another kind of device than this process has.
     """
     wanted = settings.resources
+    if wanted.workers > 1:
+        return False
     alike = wanted.address == NO_RAY or (wanted.address == LOCAL and (wanted.gpus > 0) == torch.cuda.is_available())
     return alike and settings.wait and not {"wandb", "mlflow"} & set(settings.trackers)
 
 
 def _slots(wanted: Resources) -> int:
     """Runs or packs at a time on this machine."""
-    slots = 1 if wanted.address == NO_RAY else max(1, (wanted.cpus or available_cpus()) // wanted.threads)
-    if wanted.gpus:
-        slots = max(1, min(slots, int(torch.cuda.device_count() / wanted.gpus)))
+    cores, gpus = wanted.threads * wanted.workers, wanted.gpus * wanted.workers
+    slots = 1 if wanted.address == NO_RAY else max(1, (wanted.cpus or available_cpus()) // cores)
+    if gpus:
+        slots = max(1, min(slots, int(torch.cuda.device_count() / gpus)))
     return min(slots, wanted.max_concurrent or slots)
 
 
@@ -129,11 +132,7 @@ def _with_ray(
         sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
 
 
-def _check_pack(pack: int, workers: int, trackers: tuple[str, ...]) -> None:
-    if pack > 1 and workers > 1:
-        raise UserError(
-            f"--pack {pack} puts runs into one process, and --workers {workers} a run into several: use one"
-        )
+def _check_pack(pack: int, trackers: tuple[str, ...]) -> None:
     for name in {"wandb", "mlflow"} & set(trackers) if pack > 1 else ():
         raise UserError(f"--pack {pack} cannot go with --log {name}, which takes one run at a time; leave one out")
 
@@ -163,7 +162,7 @@ def _check_batches(runs: Runs, workers: int) -> None:
 def _check(settings: Settings) -> None:
     """Refuse what could never start."""
     wanted = settings.resources
-    _check_pack(wanted.pack or 1, wanted.workers, settings.trackers)
+    _check_pack(wanted.pack or 1, settings.trackers)
     if wanted.address == NO_RAY:
         if wanted.workers > 1:
             raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from scaling.spec import TrainSpec
@@ -36,3 +37,24 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         free = parameter.ndim < 2 or name.rsplit(".", 1)[-1] == "A_log" or id(parameter) in tables
         (exempt if free else decays).append(parameter)
     return [{"params": decays, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+
+
+def optimiser_of(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+    """AdamW with these groups and settings of their own; on a GPU one whose steps a CUDA graph may hold."""
+    for group in groups:
+        group["capturable"] = device.type == "cuda"
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def plain_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state, with rates as numbers where they are tensors of a GPU."""
+    state: dict[str, Any] = optimiser.state_dict()
+    groups = [{**group, "lr": float(group["lr"])} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def load_state(optimiser: torch.optim.Optimizer, state: dict[str, Any], device: torch.device) -> None:
+    """Go on from a state, which may be of another kind of device."""
+    optimiser.load_state_dict(state)
+    for group in optimiser.param_groups:
+        group["capturable"] = device.type == "cuda"

@@ -4,26 +4,24 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
-from scaling.attempt import Alone, attempt, carry_out, is_of_process, is_out_of_memory, reason
-from scaling.errors import Interrupted, UserError
+from scaling.attempt import PackJob, Team, attempt, carry_out, is_of_process, is_out_of_memory, reason
+from scaling.errors import Interrupted, Parted, TeamBroken, UserError
 from scaling.held import Held, Stop
 from scaling.order import Order, failure, prepare_process, store_of
-from scaling.population import Entry, train_together
 from scaling.root import open_root
-from scaling.spec import from_dict
-from scaling.train import Outcome, forget_company
+from scaling.train import Outcome
 
 Told = Callable[[str, int, float], None]
 """Called with a run, the number of updates done and the held-out loss, at every point of a curve."""
 
 
-def attempt_together(orders: Sequence[Order], report: Told, stopping: Callable[[], bool]) -> None:
-    """Do those of the runs that nobody else does or did.
+def attempt_together(orders: Sequence[Order], team: Team, report: Told, stopping: Callable[[], bool]) -> None:
+    """Do those of the runs that nobody else does or did, by all processes of a team.
 
     Where they cannot be trained together, as for want of memory, they are split, down to runs alone.
     """
     if len(orders) == 1:
-        attempt(orders[0], Alone(), partial(report, orders[0].run_id), stopping)
+        attempt(orders[0], team, partial(report, orders[0].run_id), stopping)
         return
     root, stop = open_root(orders[0].root), Stop(stopping)
     with ExitStack() as until_the_end:
@@ -32,46 +30,44 @@ def attempt_together(orders: Sequence[Order], report: Told, stopping: Callable[[
             until_the_end.enter_context(held)
         stop.ask()
         try:
-            _carry_out([held for held in all_held if not stop.asked and held.take()])
+            _carry_out([held for held in all_held if not stop.asked and held.take()], team)
         except Interrupted:
             return
 
 
-def _carry_out(taken: list[Held]) -> None:
+def _carry_out(taken: list[Held], team: Team) -> None:
     if len(taken) <= 1:
         for held in taken:
-            carry_out(held, Alone())
+            carry_out(held, team)
         return
-    left = dict(enumerate(taken))
+    left, whole = dict(enumerate(taken)), False
     try:
-        _train(left)
-    except (Interrupted, OSError):  # of the root, after long patience
+        _train(left, team)
+    except (Interrupted, TeamBroken, OSError):  # the last of the root, after long patience
         raise
+    except Parted:
+        whole = True
     except Exception as error:
         if is_of_process(error):
             raise ChildProcessError(f"this process can train no more: {reason(error)}") from error
     if left:  # outside of the handler, which holds on to the memory
         rest = list(left.values())
-        middle = len(rest) // 2
-        for half in (rest[:middle], rest[middle:]):
-            _carry_out(half)
+        middle = 0 if whole else len(rest) // 2
+        for part in (rest[:middle], rest[middle:]):
+            _carry_out(part, team)
 
 
-def _train(left: dict[int, Held]) -> None:
+def _train(left: dict[int, Held], team: Team) -> None:
     """Train all together; who has ended is taken out."""
     prepare_process(left[0].order)
-    forget_company()
-    entries: dict[int, Entry] = {}
     for number, held in list(left.items()):
         try:
-            store = store_of(held.order)
+            store_of(held.order)
         except UserError as error:
             left.pop(number).finish(failure(held.order, str(error)))
-            continue
-        spec, state = from_dict(held.order.spec), held.saved()
-        entries[number] = Entry(spec=spec, store=store, report=held.report, keeper=held, state=state)
-    numbers = list(entries)
-    for at, ended in train_together(list(entries.values())) if entries else ():
+    numbers, holding = list(left), list(left.values())
+    job = PackJob(orders=[held.order for held in holding], states=[held.saved() for held in holding])
+    for at, ended in team.train_pack(job, [held.report for held in holding], holding) if holding else ():
         if isinstance(ended, Exception) and (is_of_process(ended) or is_out_of_memory(ended)):
             raise ended  # of the company, not of the run
         held = left.pop(numbers[at])

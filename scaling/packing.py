@@ -127,5 +127,6 @@ def seconds_per_update(specs: Sequence[RunSpec], store: Store) -> float:
     trial = train.rehearsal(specs[0], store) if len(specs) == 1 else population.rehearsal(entries)
     with trial as trained:
         device = trained.accelerator.device
-        seconds_of(trained.update, device)
+        for _ in range(trained.step.first):
+            seconds_of(trained.update, device)
         return median_seconds(trained.update, device, TRIAL, least=3)

@@ -1,5 +1,7 @@
 """Runs whose networks have one shape, trained as one program; each has its own data, seed, rates, curve and row.
 
+Several processes may share the batches of all; each then adds up all gradients with the others once an update.
+
 A run comes out as it would alone, but for rounding: its draws depend on its own seed, and its dropout on a generator
 that stands where that of a run alone would. One that ends, diverges or is told to stop leaves, and the others go on.
 """
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -20,17 +23,20 @@ from scaling.batches import Tensors
 from scaling.checkpoint import Keeper, State
 from scaling.cost import Cost, Subset, cost_of, subset_of
 from scaling.course import Course
-from scaling.errors import Interrupted, UserError
+from scaling.errors import Diverged, Interrupted, Parted, UserError
 from scaling.evaluate import summed_loss
 from scaling.identity import canonical, check_model
+from scaling.layers.dropout import take_share
 from scaling.ops.selective_scan import kernel_name
+from scaling.optimisation import load_state
+from scaling.replay import Numbers, Update, scalars
 from scaling.rollouts import Performer, check_env, episode_rows, play, play_together
 from scaling.spec import EvaluateSpec, ModelSpec, RunSpec, Space
 from scaling.stack import Network, Stack, network_of
 from scaling.stopwatch import settle
 from scaling.store import Store
-from scaling.train import Outcome, accelerator_for, forget_company, row_of, seeded
-from scaling.training import Places, Report, build, residents
+from scaling.train import Outcome, accelerator_for, check_processes, forget_company, row_of, seeded
+from scaling.training import Places, Report, build, flattened, residents, shares_of
 
 EPISODES = 256
 """Most episodes that are played side by side: windows of one forward pass."""
@@ -60,8 +66,11 @@ def shape_of(spec: RunSpec, space: Space) -> tuple[ModelSpec, int, str, Space]:
 def train_together(entries: Sequence[Entry]) -> Iterator[tuple[int, Ended]]:
     """Train all; each entry's number and how it ended, as soon as it has.
 
+    Every process of a group calls this. The first has keepers, reports and rows; the others' outcomes are empty.
+
     Raises:
         ValueError: the runs differ in shape.
+        Parted: of runs that several processes share, one was interrupted; the states of all were saved.
 
     """
     if len({shape_of(entry.spec, entry.store.space) for entry in entries}) > 1:
@@ -91,11 +100,13 @@ class _Member:
         self.subset: Subset = subset_of(spec, entry.store)
         check_model(spec, self.space)
         check_env(spec, self.space)
+        check_processes(spec, accelerator.num_processes)
         self.cost: Cost = cost_of(spec, entry.store, self.subset)
         places = residents(self.subset, accelerator, known)
         self.course = Course(spec, self.space, self.subset, self.cost.updates, accelerator.device, *places)
         with seeded(spec.seed):
-            self.model, optimiser = build(spec, self.space)
+            self.model = build(spec, self.space).to(accelerator.device)
+            _, optimiser = flattened(spec, self.model)
             generators = {"cpu": torch.get_rng_state()}
             if accelerator.device.type == "cuda":
                 generators["cuda"] = torch.cuda.get_rng_state(accelerator.device)
@@ -104,7 +115,7 @@ class _Member:
         if entry.state is not None:
             self.course.restore(entry.state)
             self.model.load_state_dict(entry.state["model"])
-            optimiser.load_state_dict(entry.state["optimiser"])
+            load_state(optimiser, entry.state["optimiser"], accelerator.device)
             generators, self.total = {**generators, **entry.state["generators"]}, float(entry.state["total"])
         self.generators = generators
         generator = torch.Generator(accelerator.device)
@@ -113,9 +124,11 @@ class _Member:
 
     def outcome(self, played: list[dict[str, Any]]) -> Outcome:
         """The rows of a run whose curve is complete and whose episodes were played."""
+        if not self.accelerator.is_main_process:
+            return Outcome({}, [])
         kernel = kernel_name(self.accelerator.device.type, mapped=True)
-        company = {"processes": 1, "micro_batches": 1, "packed": self.packed, "kernel": kernel}
-        measured = {**self.course.measured(self.cost), **company}
+        company = {"processes": self.accelerator.num_processes, "micro_batches": 1, "packed": self.packed}
+        measured = {**self.course.measured(self.cost), **company, "kernel": kernel}
         return row_of(self.spec, self.entry.store, self.subset, self.cost, measured, played, self.accelerator)
 
     def save_last(self, stack: Stack, at: int) -> None:
@@ -159,8 +172,17 @@ class Population:
 
     def __init__(self, members: list[_Member], accelerator: Accelerator) -> None:
         self.members, self.accelerator = members, accelerator
-        self.stack = Stack(members[0].model, [member.network for member in members], accelerator.device)
+        self.is_shared = accelerator.num_processes > 1
+        """Whether other processes compute parts of the batches."""
+        networks, reduce = [member.network for member in members], accelerator.reduce if self.is_shared else None
+        self.stack = Stack(members[0].model, networks, accelerator.device, reduce)
+        (self.share,) = shares_of(members[0].spec.train.batch, accelerator)
+        if self.is_shared:
+            take_share(self.stack.model, self.share)
         self.totals = torch.zeros(len(members), dtype=torch.float64, device=accelerator.device)
+        self.step = self._recorder()
+        self.ends: list[int] = []
+        """Of the tensors that each member hands over for an update: some have their data on the device, some do not."""
 
     def course(self) -> Iterator[tuple[int, Ended]]:
         """Update all until all have ended."""
@@ -174,17 +196,33 @@ class Population:
         """One step of each member on its own windows."""
         begin = time.perf_counter()
         drawn = [member.course.draw() for member in self.members]
-        given = [member.course.batches(starts) for member, (starts, _) in zip(self.members, drawn, strict=True)]
-        inputs = [torch.stack(each) for each in zip(*((*inputs, mask) for inputs, mask in given), strict=True)]
-        factors = torch.tensor([1.0 / steps for _, steps in drawn]).to(self.stack.device)
-        with self.accelerator.autocast():
-            losses = self.stack.losses(_loss, *inputs, factors)
-        self.stack.step(losses, [member.course.rate for member in self.members])
-        self.totals += losses.detach()
+        places = zip(self.members, drawn, strict=True)
+        own = slice(self.share.begin, self.share.stop)
+        crossing = [member.course.batches.crossing(starts[own]) for member, (starts, _) in places]
+        self.ends = np.cumsum([len(tensors) for tensors in crossing]).tolist()
+        factors = [1.0 / steps for _, steps in drawn]
+        rates = [member.course.rate for member in self.members]
+        self.totals += self.step([x for tensors in crossing for x in tensors], [*factors, *rates])
         share = (time.perf_counter() - begin) / len(self.members)
         for member, (_, steps) in zip(self.members, drawn, strict=True):
             member.course.updated(steps)
             member.course.spend("train", share)
+
+    def _step(self, crossed: Sequence[Tensor], numbers: Numbers) -> Tensor:
+        """The losses of an update of all; nothing in it waits for the device."""
+        count = len(self.members)
+        places = zip(self.members, [0, *self.ends], self.ends, strict=False)
+        given = [member.course.batches.arrived(*crossed[begin:end]) for member, begin, end in places]
+        inputs = [torch.stack(kind) for kind in zip(*((*inputs, mask) for inputs, mask in given), strict=True)]
+        with self.accelerator.autocast():
+            losses = self.stack.losses(_loss, *inputs, scalars(numbers[:count], self.stack.device))
+        self.stack.step(losses, numbers[count:])
+        return losses.detach()
+
+    def _recorder(self) -> Update:
+        """Updates of the members there are."""
+        generators = [member.network.generator for member in self.members]
+        return Update(self._step, self.stack.device, generators, alone=not self.is_shared)
 
     def _settle(self) -> None:
         """Wait for the device, so that the clocks are right."""
@@ -206,7 +244,10 @@ class Population:
                 if member.course.mark is None:
                     member.save_last(self.stack, at)
                     finished.append(at)
-            except Exception as error:  # noqa: BLE001 - its own, which the others need not share
+            except Exception as error:  # its own, which the others need not share
+                # interrupted here is only who has ended everywhere; of all else other processes may know nothing
+                if self.is_shared and not isinstance(error, Diverged | Interrupted):
+                    raise
                 yield at, error
         for at, played in self._played(finished):
             try:
@@ -219,7 +260,8 @@ class Population:
     def _played(self, finished: list[int]) -> Iterator[tuple[int, list[dict[str, Any]] | Exception]]:
         """The episodes of these members, or how that failed; those that see windows are played side by side."""
         asked = {at: self.members[at].spec.evaluate for at in finished}
-        beside = [at for at in finished if asked[at].env is not None and asked[at].rollout == "window"]
+        plays = self.accelerator.is_main_process
+        beside = [at for at in finished if plays and asked[at].env is not None and asked[at].rollout == "window"]
         companies = [company for company in _companies(beside, asked) if len(company) > 1]
         beside = [at for company in companies for at in company]
         for at in finished:
@@ -233,7 +275,7 @@ class Population:
 
     def _played_alone(self, at: int) -> list[dict[str, Any]]:
         member, device = self.members[at], self.stack.device
-        if member.spec.evaluate.env is None:
+        if member.spec.evaluate.env is None or not self.accelerator.is_main_process:
             return []
         with member.course.clock("evaluate"), self.accelerator.autocast():
             model, pause = self.stack.alone(at), partial(member.pause, self.stack, at)
@@ -266,22 +308,33 @@ class Population:
             clock.begin = time.perf_counter()
 
     def _measure(self, at: int, member: _Member) -> None:
-        trained = member.total + float(self.totals[at])
+        index, processes = self.accelerator.process_index, self.accelerator.num_processes
         with member.course.clock("evaluate"), self.accelerator.autocast():
-            summed = float(member.course.held_out.summed(self.stack.alone(at)))
-        mark, loss = member.course.done, member.course.measure(trained, summed)
+            summed = member.course.held_out.summed(self.stack.alone(at), index, processes)
+            both = torch.stack([self.totals[at] + member.total, summed])
+            trained, unseen = self.accelerator.reduce(both).tolist()
+        mark, loss = member.course.done, member.course.measure(trained, unseen)
         member.total, self.totals[at] = 0.0, 0.0
         member.entry.report(mark, loss)
 
     def _interruptions(self) -> Iterator[tuple[int, Ended]]:
         """Save the states that are to be saved; the members that ended by that."""
-        for at, member in enumerate(self.members):
-            if member.entry.keeper.wants():
-                member.total, self.totals[at] = member.total + float(self.totals[at]), 0.0
-                try:
-                    member.entry.keeper.keep(member.state(self.stack, at))
-                except Interrupted as error:
-                    yield at, error
+        wanting = [at for at, member in enumerate(self.members) if member.entry.keeper.wants()]
+        ended = list(self._kept(wanting))
+        yield from ended
+        if ended and self.is_shared:  # the other processes know nothing of it
+            yield from self._kept([at for at in range(len(self.members)) if at not in wanting])
+            raise Parted
+
+    def _kept(self, members: list[int]) -> Iterator[tuple[int, Ended]]:
+        """Save the states of some members; those that it ended."""
+        for at in members:
+            member = self.members[at]
+            member.total, self.totals[at] = member.total + float(self.totals[at]), 0.0
+            try:
+                member.entry.keeper.keep(member.state(self.stack, at))
+            except Interrupted as error:
+                yield at, error
 
     def _drop(self, ended: Iterator[tuple[int, Ended]]) -> Iterator[tuple[int, Ended]]:
         """Go on without those that ended."""
@@ -293,6 +346,7 @@ class Population:
             left = [at for at in range(len(self.members)) if at not in gone]
             self.stack.keep(left)
             self.members, self.totals = [self.members[at] for at in left], self.totals[left]
+            self.step = self._recorder()
 
 
 def _companies(members: list[int], asked: Mapping[int, EvaluateSpec]) -> list[list[int]]:

@@ -32,8 +32,8 @@ PACK = click.option(
     type=click.IntRange(1),
     envvar="SCALING_PACK",
     show_envvar=True,
-    help="Runs of one shape that a process trains together.  [default: found by trying on this machine; 1 on a "
-    "cluster, with --no-wait, and for W&B and MLflow]",
+    help="Runs of one shape that are trained together.  [default: found by trying on this machine; 1 on a cluster, "
+    "with several --workers, with --no-wait, and for W&B and MLflow]",
 )
 RESOURCES = (
     click.option(
@@ -47,7 +47,11 @@ RESOURCES = (
     ),
     CPUS,
     click.option(
-        "--workers", type=click.IntRange(1), default=1, show_default=True, help="Data-parallel processes per run."
+        "--workers",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Data-parallel processes per run or pack.",
     ),
     THREADS,
     click.option(

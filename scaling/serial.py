@@ -2,6 +2,7 @@
 
 import time
 
+from scaling.attempt import Alone
 from scaling.driver import Watcher
 from scaling.interrupts import Interrupts
 from scaling.order import Order
@@ -16,7 +17,7 @@ def run(work: Work, orders: dict[str, Order], watcher: Watcher, interrupts: Inte
         if not names:
             time.sleep(LOOK)
             continue
-        attempt_together([orders[name] for name in names], watcher.progress, lambda: interrupts.asked)
+        attempt_together([orders[name] for name in names], Alone(), watcher.progress, lambda: interrupts.asked)
         for name in names:
             row = work.came_back(name)
             if row:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from scaling.checkpoint import State
+from scaling.flat import Layout
 from scaling.layers.dropout import Dropout
-from scaling.optimisation import parameter_groups
+from scaling.optimisation import optimiser_of
+from scaling.replay import Numbers
 
 Moments = dict[str, Tensor]
 """AdamW's ``step``, ``exp_avg`` and ``exp_avg_sq``, the latter two in a network's row."""
@@ -38,44 +40,26 @@ class Network:
     """Empty before the first update."""
 
 
-class Layout:
-    """Where each parameter has its place in a row: first those that decay."""
-
-    def __init__(self, model: nn.Module) -> None:
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        decays, exempt = (group["params"] for group in parameter_groups(model, 0.0))
-        self.shapes = {names[id(parameter)]: parameter.shape for parameter in (*decays, *exempt)}
-        sizes = [shape.numel() for shape in self.shapes.values()]
-        self.ends = torch.tensor(sizes).cumsum(0).tolist()
-        self.decaying = sum(parameter.numel() for parameter in decays)
-
-    def join(self, by_name: dict[str, Tensor]) -> Float[Tensor, " parameter"]:
-        """A row out of tensors."""
-        return torch.cat([by_name[name].detach().flatten() for name in self.shapes])
-
-    def split(self, rows: Float[Tensor, "*member parameter"]) -> dict[str, Tensor]:
-        """Views of a row, or of many, by name."""
-        starts = [0, *self.ends[:-1]]
-        places = zip(self.shapes.items(), starts, self.ends, strict=True)
-        return {name: rows[..., a:b].unflatten(-1, shape) if shape else rows[..., a] for (name, shape), a, b in places}
-
-    def groups(self, row: Tensor) -> list[Tensor]:
-        """The parts of a row that decay and do not."""
-        return [row[: self.decaying], row[self.decaying :]]
-
-
 class Stack:
     """Networks that are trained together."""
 
-    def __init__(self, model: nn.Module, networks: Sequence[Network], device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        networks: Sequence[Network],
+        device: torch.device,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         """Put rows together.
 
         Args:
             model: of the shape that all have; its own parameters are not used.
             networks: the rows.
             device: where they are to be.
+            reduce: adds up gradients over the processes that share a batch, if there are several.
 
         """
+        self.reduce = reduce
         self.layout = Layout(model)
         self.model, self.single = (copy.deepcopy(model).to(device).requires_grad_(False) for _ in range(2))
         self.device = device
@@ -100,7 +84,7 @@ class Stack:
                 part.grad = self.layout.groups(slopes)[at]
                 groups.append({**settings, "params": [part]})
                 parts.append((part, at, network.moments))
-        self.optimiser = torch.optim.AdamW(groups)
+        self.optimiser = optimiser_of(groups, self.device)
         for part, at, moments in parts:
             if moments:
                 rows = {name: self.layout.groups(moments[name])[at] for name in ("exp_avg", "exp_avg_sq")}
@@ -142,10 +126,12 @@ class Stack:
         return given
 
     @torch.no_grad()
-    def step(self, losses: Float[Tensor, " member"], rates: Sequence[float]) -> None:
+    def step(self, losses: Float[Tensor, " member"], rates: Numbers) -> None:
         """Clip the gradient of each member's loss, and step."""
         slopes = torch.autograd.grad(losses, list(self.parameters.values()), torch.ones_like(losses))
         torch.cat([slope.reshape(len(slope), -1) for slope in slopes], dim=1, out=self.slopes)
+        if self.reduce is not None:
+            self.slopes.copy_(self.reduce(self.slopes))
         norms = torch.linalg.vector_norm(self.slopes, dim=1)
         self.slopes *= (self.clips / (norms + 1e-6)).clamp(max=1.0)[:, None]
         for at, group in enumerate(self.optimiser.param_groups):
@@ -174,14 +160,14 @@ class Stack:
         """A member's network and optimiser as they would be alone."""
         model = {name: value.clone() for name, value in self.alone(member).state_dict().items()}
         moments = self._moments(member)
-        by_name = {name: self.layout.split(moments[name]) for name in ("exp_avg", "exp_avg_sq")} if moments else {}
+        parts = {name: self.layout.groups(moments[name]) for name in ("exp_avg", "exp_avg_sq")} if moments else {}
         states = {
-            at: {"step": moments["step"].clone(), **{kind: views[name] for kind, views in by_name.items()}}
-            for at, name in enumerate(self.layout.shapes)
+            at: {"step": moments["step"].clone(), **{name: part[at].clone() for name, part in parts.items()}}
+            for at in range(2)
             if moments
         }
         settings = zip(self.networks[member].groups, self._groups(member), strict=True)
-        groups = [{**own, "lr": group["lr"], "params": own["params"]} for own, group in settings]
+        groups = [{**own, "lr": float(group["lr"])} for own, group in settings]
         return {"model": model, "optimiser": {"state": states, "param_groups": groups}}
 
 
@@ -190,11 +176,8 @@ def network_of(model: nn.Module, optimiser: torch.optim.Optimizer, generator: to
     layout, state = Layout(model), optimiser.state_dict()
     values = model.state_dict()
     moments: Moments = {}
-    if state["state"]:
-        of_each = dict(zip(layout.shapes, state["state"].values(), strict=True))
-        rows = {
-            kind: layout.join({name: one[kind] for name, one in of_each.items()}) for kind in ("exp_avg", "exp_avg_sq")
-        }
-        moments = {"step": state["state"][0]["step"].clone(), **rows}
+    if parts := list(state["state"].values()):
+        rows = {kind: torch.cat([part[kind] for part in parts]) for kind in ("exp_avg", "exp_avg_sq")}
+        moments = {"step": parts[0]["step"].clone(), **rows}
     rest = {name: value.clone() for name, value in values.items() if name not in layout.shapes}
     return Network(layout.join(values), state["param_groups"], generator, rest, clip, moments)

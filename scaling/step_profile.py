@@ -5,7 +5,8 @@
 The step's products are three times those of its forward pass, as in C: the gradient of the first layer's input, which
 nobody needs, is counted with the rest. Phases are timed in updates of their own, each waited for on a GPU, which may
 hide what overlaps; the update as a whole is timed without looking inside. What each phase does is told by PyTorch's
-profiler in further updates, which it slows down; only shares are taken from these.
+profiler in further updates, which it slows down; only shares are taken from these. On a GPU the update as a whole is
+played from a CUDA graph, and phases are those of updates that are called, which take longer.
 """
 
 import os
@@ -42,6 +43,9 @@ PRODUCTS, KERNEL, ATTENTION, CONVOLUTION = "matrix products", "Mamba kernel", "a
 OTHER, IDLE = "other operations", "outside operations"
 PARTS = (PRODUCTS, KERNEL, ATTENTION, CONVOLUTION, OTHER, IDLE)
 """Of a phase. Outside operations: Python, NumPy and dispatch on a CPU; on a GPU, whatever leaves it idle."""
+
+ENTRYWISE = ("scaling::activate", "scaling::finish", "scaling::dropout")
+"""Kernels of our own that belong to no block."""
 
 WATCHED = 8
 """Updates that the profiler looks at, at most; it keeps every event of theirs in memory."""
@@ -116,7 +120,8 @@ def _profile(spec: RunSpec, store: Store, seconds: float) -> StepProfile:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
-        training.update()  # what is compiled and allocated once
+        for _ in range(training.step.first):  # what is compiled, allocated and recorded once
+            training.update()
         rates = [_product_seconds(training, 0.05 * seconds)]
         whole = median_seconds(training.update, device, 0.4 * seconds)
         phases = _phases(training, 0.2 * seconds)
@@ -129,7 +134,7 @@ def _profile(spec: RunSpec, store: Store, seconds: float) -> StepProfile:
         update=whole,
         phases=phases,
         shares=shares,
-        slowdown=watched / whole,
+        slowdown=watched / sum(phases.values()),
         held_out=held_out,
         product_flops=3.0 * _products(spec, store) * spec.train.batch,
         product_rate=2.0 * SIDE[device.type] ** 3 / statistics.mean(rates),
@@ -180,8 +185,8 @@ def _phases(training: Training, budget: float) -> dict[str, float]:
 
 @contextmanager
 def _marked(training: Training, mark: Callable[[str], None]) -> Iterator[None]:
-    """Calls ``mark`` where the second and later phases of an update begin."""
-    accelerator = training.accelerator
+    """Calls ``mark`` where the later phases of an update begin; none is played from a graph meanwhile."""
+    accelerator, records = training.accelerator, training.step.records
     backward = accelerator.backward
 
     def marked(loss: torch.Tensor) -> None:
@@ -190,10 +195,11 @@ def _marked(training: Training, mark: Callable[[str], None]) -> Iterator[None]:
         mark("optimiser")
 
     hook = training.bare.register_forward_pre_hook(lambda *_: mark("forward"))
-    accelerator.backward = marked
+    accelerator.backward, training.step.records = marked, False
     try:
         yield
     finally:
+        training.step.records = records
         hook.remove()
         accelerator.backward = backward
 
@@ -278,6 +284,8 @@ def _part(event: Any) -> str:
 
 def part_of(name: str) -> str:
     """The part that an operation belongs to by its name alone."""
+    if name.startswith(ENTRYWISE):
+        return OTHER
     if any(
         word in name for word in ("scaling::", "For_scaling_", "SelectiveScan")
     ):  # an operation, or autograd's of it

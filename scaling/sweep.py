@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Protocol
 
 # Tune reads these when it is imported or run: no result folders in the home directory, no tables on the terminal, no
@@ -26,7 +25,7 @@ from ray.tune.search import Searcher
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from scaling import results
-from scaling.attempt import Team, attempt, give_up
+from scaling.attempt import Alone, Team, give_up
 from scaling.desk import open_desk
 from scaling.driver import LOCAL, Resources, Watcher, available_cpus
 from scaling.errors import UserError
@@ -174,10 +173,8 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
         except ray.exceptions.RayError:  # the driver is gone
             return True
 
-    if shape[0] == 1:
-        attempt_together(orders, report, stopping)
-    else:
-        attempt(orders[0], _teams.setdefault(shape, Together(*shape)), partial(report, orders[0].run_id), stopping)
+    team = Alone() if shape[0] == 1 else _teams.setdefault(shape, Together(*shape))
+    attempt_together(orders, team, report, stopping)
     if config["watched"]:
         for order in orders:
             _report_end(order)

@@ -11,8 +11,9 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -22,14 +23,17 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import distributed
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from scaling.attempt import Job, is_out_of_memory
-from scaling.checkpoint import Keeper
-from scaling.errors import Diverged, Interrupted, TeamBroken, UserError
+from scaling.attempt import Job, PackJob, is_out_of_memory
+from scaling.checkpoint import Keeper, Nobody
+from scaling.errors import Diverged, Interrupted, Parted, TeamBroken, UserError
+from scaling.population import Ended
 from scaling.train import Outcome
 from scaling.training import Report, silent
 
 GRACE = 10.0
 """Seconds in which the death of a member is known everywhere."""
+LONG = datetime.timedelta(days=1)
+"""Patience with the first process, which alone plays episodes and writes rows; of a death Ray tells."""
 LOOK = 0.2
 """Seconds between two looks at those who are to join a team."""
 
@@ -53,24 +57,44 @@ class Together:
             Exception: whatever the run raised in any process.
 
         """
+        with self._at_work(job):
+            return job.train(report, keeper)
+
+    def train_pack(
+        self, job: PackJob, reports: Sequence[Report], keepers: Sequence[Keeper]
+    ) -> Iterator[tuple[int, Ended]]:
+        """How the runs of a pack ended, as soon as each has.
+
+        Raises:
+            TeamBroken: a member died.
+            Parted: one of the runs was interrupted.
+            Exception: whatever concerned all of them, in any process.
+
+        """
+        with self._at_work(job):
+            yield from job.train(reports, keepers)
+
+    @contextmanager
+    def _at_work(self, job: Job | PackJob) -> Iterator[None]:
+        """Have the other members do their parts of what this process does meanwhile."""
         if not self.members:
             self._gather()
         self.failure = None
         told = ray.put(job)
         working = [member.train.remote(told) for member in self.members]
-        watch = threading.Thread(target=self._watch, args=(working,), daemon=True)
+        watch = threading.Thread(target=self._watch, args=(working, self.members), daemon=True)
         watch.start()
         try:
-            outcome = job.train(report, keeper)
+            yield
         except BaseException as error:
-            reason = error if isinstance(error, Interrupted | Diverged | UserError) else self._first(working, error)
+            known = isinstance(error, Interrupted | Parted | Diverged | UserError | GeneratorExit)
+            reason = error if known else self._first(working, error)
             self._part()
             if reason is error:
                 raise
             raise reason from error
         if len(ray.wait(working, num_returns=len(working), timeout=GRACE)[0]) < len(working):
             self._part()  # somebody dawdles; the outcome is there
-        return outcome
 
     def _gather(self) -> None:
         """Start the members and the process group."""
@@ -89,16 +113,20 @@ class Together:
             self._part()
             raise TeamBroken(f"the {self.size} processes of a run could not be brought together: {error}") from error
 
-    def _watch(self, working: list[Any]) -> None:
-        """When a member fails, end all of them: whoever waits for them in a collective operation is set free."""
+    def _watch(self, working: list[Any], members: list[Any]) -> None:
+        """When a member fails, end all of them: whoever waits for them in a collective operation is set free.
+
+        Once there are other members, it is of an earlier job, and means nothing.
+        """
         left = working
         while left:
             done, left = ray.wait(left)
             try:
                 ray.get(done)
             except ray.exceptions.RayError as error:
-                self.failure = error
-                self._end()
+                if self.members is members:
+                    self.failure = error
+                    self._end()
                 return
 
     def _first(self, working: list[Any], error: BaseException) -> BaseException:
@@ -180,9 +208,15 @@ class _Member:
         """Become a rank of the process group."""
         _join(TCPStore(host, port, size, is_master=False), rank, size)
 
-    def train(self, job: Job) -> None:
+    def train(self, job: Job | PackJob) -> None:
         """Do this process's part."""
-        job.train(silent, None)
+        if isinstance(job, Job):
+            job.train(silent, None)
+            return
+        count = len(job.orders)
+        for _, ended in job.train([silent] * count, [Nobody()] * count):
+            if not isinstance(ended, Outcome | Diverged | UserError):  # which all processes come to
+                raise ended
 
 
 def _join(store: Store, rank: int, size: int) -> None:
@@ -192,9 +226,7 @@ def _join(store: Store, rank: int, size: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # silences a warning; threads are set per run
     if interface := _interface(ray.util.get_node_ip_address()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)  # a host's own name may lead to its loopback
-    distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=datetime.timedelta(minutes=30)
-    )
+    distributed.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=size, timeout=LONG)
 
 
 def _interface(address: str) -> str | None:

@@ -66,7 +66,8 @@ def _timed(spec: RunSpec, store: Store, budget: float, parts: int) -> Timing:
     with rehearsal(spec, store, parts) as training:
         diversity(training.course.windows, store)
         prepare, device = time.perf_counter() - begin, training.accelerator.device
-        seconds_of(training.update, device)
+        for _ in range(training.step.first):
+            seconds_of(training.update, device)
         return Timing(
             prepare=prepare,
             update=median_seconds(training.update, device, 0.6 * budget, least=3),

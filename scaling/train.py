@@ -78,7 +78,7 @@ def train(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with accelerator_for(spec) as accelerator, seeded(spec.seed):
-        _check_processes(spec, accelerator.num_processes)
+        check_processes(spec, accelerator.num_processes)
         training = Training(spec, space, subset, cost.updates, accelerator, micro_batches, keeper)
         if state is not None:
             training.restore(state)
@@ -118,7 +118,8 @@ def forget_company() -> None:
         os.environ.pop(name, None)
 
 
-def _check_processes(spec: RunSpec, processes: int) -> None:
+def check_processes(spec: RunSpec, processes: int) -> None:
+    """Refuse more processes than windows in a batch."""
     if processes > spec.train.batch:
         raise UserError(f"{processes} processes cannot share a train.batch of {spec.train.batch}; use fewer --workers")
 

@@ -1,6 +1,7 @@
 """The state of one run while it lasts: network, optimiser, generators, curve; and what moves it on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from scaling.checkpoint import Keeper, Nobody, State
 from scaling.cost import Cost, Subset
 from scaling.course import Course
 from scaling.evaluate import summed_loss
+from scaling.flat import Flat
 from scaling.layers.dropout import Share, take_share
-from scaling.optimisation import parameter_groups, peak_rate
+from scaling.optimisation import load_state, optimiser_of, peak_rate, plain_state
+from scaling.replay import Numbers, Update
 from scaling.rollouts import episode_rows, play
 from scaling.spec import RunSpec, Space
 
@@ -56,18 +59,15 @@ class Training:
         self.spec, self.space, self.accelerator = spec, space, accelerator
         self.keeper = keeper or Nobody()
         self.course = Course(spec, space, subset, updates, accelerator.device, *residents(subset, accelerator, {}))
-        self.bare, optimiser = build(spec, space)
-        self.model, self.optimiser = accelerator.prepare(self.bare, optimiser)
-        self.shares = self._shares(micro_batches)
+        self.bare = build(spec, space)
+        self.model = accelerator.prepare(self.bare)  # first, since it may move the parameters
+        self.flat, optimiser = flattened(spec, self.bare)
+        self.optimiser = accelerator.prepare(optimiser)
+        self.shares = shares_of(spec.train.batch, accelerator, micro_batches)
+        alone = accelerator.num_processes == 1 and len(self.shares) == 1
+        self.step = Update(self._step, accelerator.device, alone=alone)
         self.total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
         """Training losses since the last point of the curve, added up; finite only if each was."""
-
-    def _shares(self, micro_batches: int) -> list[Share]:
-        """The parts of each batch that are this process's to compute."""
-        batch, processes = self.spec.train.batch, self.accelerator.num_processes
-        own = np.array_split(np.arange(batch), processes)[self.accelerator.process_index]
-        parts = np.array_split(own, min(micro_batches, len(own)))
-        return [Share(int(part[0]), int(part[-1]) + 1, batch) for part in parts]
 
     def curve(self, report: Report = silent) -> list[dict[str, Any]]:
         """Held-out losses along the updates: all of them, or as many as it takes to converge.
@@ -92,8 +92,6 @@ class Training:
     def _advance(self, mark: int) -> None:
         """All updates up to number ``mark``."""
         while self.course.done < mark:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.course.rate
             self.total += self.update()
             self._pause()
         self.total.cpu()  # waits for the device, so that the clock is right
@@ -110,32 +108,52 @@ class Training:
         shares is divided by all timesteps.
         """
         starts, steps = self.course.draw()
-        factor = self.accelerator.num_processes / steps
-        alone = len(self.shares) == 1
-        generators = None if alone else _generators()
-        total = torch.zeros((), device=self.accelerator.device)
-        for share in self.shares:
-            if generators is not None:  # every part draws the masks of the whole batch
-                _set_generators(generators)
-            if share is self.shares[-1]:
-                total += self._part(starts, share, factor)
-            else:
-                with self.accelerator.no_sync(self.model):
-                    total += self._part(starts, share, factor)
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.spec.train.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        numbers = (self.accelerator.num_processes / steps, self.course.rate)
+        if len(self.shares) == 1:
+            loss = self.step(self._crossing(starts, self.shares[0]), numbers)
+        else:
+            loss = self._in_parts(starts, *numbers)
         self.course.updated(steps)
+        return loss
+
+    def _crossing(self, starts: np.ndarray, share: Share) -> tuple[Tensor, ...]:
+        return self.course.batches.crossing(starts[share.begin : share.stop])
+
+    def _step(self, crossed: Sequence[Tensor], numbers: Numbers) -> Tensor:
+        """An update from one part; nothing in it waits for the device."""
+        factor, rate = numbers
+        loss = self._part(crossed, self.shares[0], factor)
+        self._descend(rate)
+        return loss
+
+    def _in_parts(self, starts: np.ndarray, factor: float, rate: float) -> Tensor:
+        """An update from several parts, each of which draws the masks of the whole batch."""
+        generators, device = _generators(), self.accelerator.device
+        total = torch.zeros((), device=device)
+        for share in self.shares:
+            _set_generators(generators)
+            is_last = share is self.shares[-1]
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                total += self._part([x.to(device) for x in self._crossing(starts, share)], share, factor)
+        self._descend(rate)
         return total
 
-    def _part(self, starts: np.ndarray, share: Share, factor: float) -> Tensor:
+    def _part(self, crossed: Sequence[Tensor], share: Share, factor: float | Tensor) -> Tensor:
         """Gradients of some windows of the batch, added to those there are; their part of the loss."""
-        (rtg, state, action, timestep), mask = self.course.batches(starts[share.begin : share.stop])
+        (rtg, state, action, timestep), mask = self.course.batches.arrived(*crossed)
         split = share.stop - share.begin < share.total or self.accelerator.device.type == "cuda"
         take_share(self.bare, share if split else None)
         loss = summed_loss(self.model(rtg, state, action, timestep), action, mask) * factor
         self.accelerator.backward(loss)
         return loss.detach()
+
+    def _descend(self, rate: float | Tensor) -> None:
+        """Clip what gradients there are, step, and forget them."""
+        self.accelerator.clip_grad_norm_(self.flat.parts, self.spec.train.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.flat.slopes.zero_()
 
     def _losses(self) -> tuple[float, float]:
         """Training loss since the last point and held-out loss, each summed; every process works out a part of both."""
@@ -163,7 +181,7 @@ class Training:
         return {
             **self.course.state(),
             "model": self.bare.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": plain_state(self.optimiser),
             "generators": _generators(),
             "total": self.total.cpu(),
         }
@@ -172,21 +190,29 @@ class Training:
         """Go on from a state."""
         self.course.restore(state)
         self.bare.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        load_state(self.optimiser, state["optimiser"], self.accelerator.device)
         _set_generators(state["generators"])
         self.total.copy_(state["total"])
 
 
-def build(spec: RunSpec, space: Space) -> tuple[nn.Module, torch.optim.AdamW]:
-    """The run's network, initialised from PyTorch's global generators, and its optimiser."""
+def build(spec: RunSpec, space: Space) -> nn.Module:
+    """The run's network, initialised from PyTorch's global generators."""
     model: nn.Module = plug.load("models", spec.model.kind).Model(spec.model, space)
-    optimiser = torch.optim.AdamW(
-        parameter_groups(model, spec.train.weight_decay),
-        lr=peak_rate(spec.train, spec.model.width),
-        betas=(0.9, spec.train.beta2),
-        fused=True,
-    )
-    return model, optimiser
+    return model
+
+
+def flattened(spec: RunSpec, model: nn.Module) -> tuple[Flat, torch.optim.AdamW]:
+    """The parameters of the run's network, where they are to stay, as rows; and their optimiser."""
+    flat = Flat(model, spec.train.weight_decay)
+    settings = {"lr": peak_rate(spec.train, spec.model.width), "betas": (0.9, spec.train.beta2)}
+    return flat, optimiser_of([{**group, **settings} for group in flat.groups], flat.values.device)
+
+
+def shares_of(batch: int, accelerator: Accelerator, parts: int = 1) -> list[Share]:
+    """The parts of each batch that are this process's to compute."""
+    own = np.array_split(np.arange(batch), accelerator.num_processes)[accelerator.process_index]
+    pieces = np.array_split(own, min(parts, len(own)))
+    return [Share(int(piece[0]), int(piece[-1]) + 1, batch) for piece in pieces]
 
 
 Places = dict[int, Resident | None]

@@ -114,3 +114,11 @@ def with_specs(frame: pd.DataFrame, rates: list[float]) -> pd.DataFrame:
         for index, row in enumerate(frame.itertuples())
     ]
     return frame.assign(spec=[json.dumps(to_dict(spec)) for spec in specs], dataset="digest")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where data.hdf5 has forty short episodes."""
+    lengths = np.random.default_rng(1).integers(4, 30, 40).tolist()
+    write_hdf5(tmp_path / "data.hdf5", make_columns(lengths))
+    return tmp_path

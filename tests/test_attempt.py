@@ -16,12 +16,12 @@ import torch
 from scaling import checkpoint, held, plug, results, training
 from scaling.attempt import Alone, Job, attempt, give_up
 from scaling.claims import Claim
-from scaling.errors import Interrupted, TeamBroken
+from scaling.errors import Interrupted, TeamBroken, UserError
 from scaling.order import Order
 from scaling.root import open_root
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec, to_dict
-from scaling.train import identity
+from scaling.train import check_processes, identity
 
 from conftest import make_columns, write_hdf5
 
@@ -404,11 +404,9 @@ def test_processes_and_parts_of_a_batch_give_the_losses_of_one(folder, kind, pre
         assert one["loss"] == pytest.approx(other["loss"], rel=tolerance)
 
 
-def test_a_batch_smaller_than_the_processes_is_refused(folder, monkeypatch):
-    from scaling import train
-
-    with pytest.raises(train.UserError, match=r"8 processes cannot share a train\.batch of 6; use fewer --workers"):
-        train._check_processes(RUN, 8)
+def test_a_batch_smaller_than_the_processes_is_refused():
+    with pytest.raises(UserError, match=r"8 processes cannot share a train\.batch of 6; use fewer --workers"):
+        check_processes(RUN, 8)
 
 
 def test_a_fault_of_a_gpu_costs_the_process_not_the_run(folder):

@@ -81,7 +81,7 @@ def test_what_a_gpu_gains_is_measured_on_whatever_device_there_is(capsys):
     assert "| reference |" in said
     for precision in device.PRECISIONS:
         table = said.split(f"{precision}: populations")[1].splitlines()
-        assert [line.split("|")[1].strip() for line in table[4:6]] == ["1", "2"]
+        assert [line.split("|")[1].strip() for line in table[4:7]] == [device.CALLED, "1", "2"]
 
 
 @pytest.mark.parametrize("source", ["loop", "mamba-ssm"])

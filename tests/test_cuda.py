@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from scaling import plug, train
+from scaling.checkpoint import Nobody
 from scaling.datasets import tmaze
+from scaling.errors import UserError
 from scaling.ops.selective_scan import kernel_name, selective_scan, selective_scan_ref, selective_scan_triton
+from scaling.population import Entry, train_together
+from scaling.replay import Update
 from scaling.spec import DataSpec, ModelSpec, RunSpec, Space, TrainSpec
+from scaling.training import silent
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -100,3 +105,35 @@ def test_a_run_on_a_gpu_learns_and_says_which_kernel_it_used(precision, tmp_path
     assert row["peak_memory"] > 0
     again = train.train(dataclasses.replace(spec, seed=1), tmaze.open(spec.data, tmp_path)).row
     assert again["loss"] != row["loss"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_updates_played_from_a_graph_are_updates_that_are_called(count, tmp_path, monkeypatch):
+    specs = [
+        RunSpec(
+            model=ModelSpec(width=32, depth=1, context=5, dropout=0.1),
+            data=DataSpec(kind="tmaze", horizon=5, episodes=200, starts="episode", rtg_scale=1.0),
+            train=TrainSpec(amount=20.0, batch=32, learning_rate=1e-3 * (1 + seed), evaluations=2, warmup=0.5),
+            seed=seed,
+        )
+        for seed in range(count)
+    ]
+    store = tmaze.open(specs[0].data, tmp_path)
+
+    def losses() -> list[float]:
+        if count == 1:
+            return [train.train(specs[0], store).row["loss"]]
+        entries = [Entry(spec=spec, store=store, report=silent, keeper=Nobody(), state=None) for spec in specs]
+        return [outcome.row["loss"] for _, outcome in sorted(train_together(entries))]
+
+    played = losses()
+    monkeypatch.setenv("SCALING_CUDA_GRAPHS", "0")
+    assert losses() == pytest.approx(played, rel=1e-4)
+
+
+def test_what_waits_for_the_gpu_cannot_be_recorded_and_the_error_says_how_to_go_without():
+    update = Update(lambda given, numbers: given[0] * given[0].sum().item(), torch.device("cuda"))
+    for _ in range(3):
+        update([torch.ones(2)], [])
+    with pytest.raises(UserError, match=r"cannot be recorded as a CUDA graph: .*SCALING_CUDA_GRAPHS=0"):
+        update([torch.ones(2)], [])

@@ -1,15 +1,19 @@
 """Packs through the command line, on a real local Ray and without."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from company import assert_rows_equal
 
-from scaling import results
+from scaling import grid, results, train
 from scaling.root import open_root
+from scaling.runs import identify
 
 from conftest import make_columns, write_hdf5
 
@@ -72,11 +76,6 @@ def test_without_the_option_packs_are_found_by_trying(sweep):
     ("options", "axes", "said"),
     [
         (("--pack", 0), AXES, "0 is not in the range x>=1"),
-        (
-            ("--pack", 2, "--workers", 2),
-            AXES,
-            "--pack 2 puts runs into one process, and --workers 2 a run into several",
-        ),
         (("--pack", 2, "--log", "wandb"), AXES, "--pack 2 cannot go with --log wandb"),
         (
             ("--pack", 2),
@@ -89,3 +88,41 @@ def test_a_pack_that_cannot_be_is_refused_with_the_reason(sweep, options, axes, 
     sweep.write_text(sweep.read_text().replace(AXES, axes))
     assert said in scaling("run", sweep, "--cpus", 2, *options, cwd=sweep.parent, code=2).stderr
     assert rows(sweep.parent) == []
+
+
+def test_a_pack_spread_over_two_processes_gives_the_rows_of_runs_alone(sweep, tmp_path):
+    sweep.write_text(
+        """
+name: own
+base:
+  model: {width: 16, depth: 1, context: 5, subsequence: 2}
+  data: {kind: tmaze, horizon: 5, episodes: 60, starts: episode, rtg_scale: 1.0}
+  train: {amount: 20, batch: 5, evaluations: 2}
+  evaluate: {env: own, episodes: 3, targets: [1.0]}
+axes: {data.fraction, seed: [[0.5, 0], [1.0, 1], [1.0, 2]]}
+"""
+    )
+    scaling("run", sweep, "--pack", 3, "--workers", 2, "--cpus", 2, cwd=tmp_path)
+    spread, runs = {row["run_id"]: row for row in rows(tmp_path)}, identify(grid.read(sweep))
+    assert spread.keys() == runs.specs.keys()
+    for name, spec in runs.specs.items():
+        alone = train.train(spec, runs.store(spec)).row
+        assert_rows_equal(spread[name], {**alone, "processes": 2})
+        assert spread[name]["packed"] == 3
+
+
+def test_a_spread_pack_that_is_told_to_stop_saves_each_run_and_goes_on_later(sweep, tmp_path):
+    sweep.write_text(sweep.read_text().replace("amount: 20", "amount: 800").replace("[16, 24]", "[16]"))
+    command = [SCALING, "run", str(sweep), "--pack", "3", "--workers", "2", "--cpus", "2", "--checkpoint-every", "0.1"]
+    began = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/*/checkpoint.pt"))) < 3:
+        assert began.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    began.send_signal(signal.SIGTERM)
+    said, _ = began.communicate(timeout=120)
+    assert began.returncode == 75, said
+    assert "3 runs left" in said
+    scaling("run", sweep, "--pack", 3, "--workers", 2, "--cpus", 2, cwd=tmp_path)
+    assert [(row["status"], row["resumes"]) for row in rows(tmp_path)] == [("done", 1)] * 3

@@ -1,17 +1,20 @@
 """Runs trained together against each alone: parameters, rows, leaving early, interruptions, splitting, choosing."""
 
 import dataclasses
+import itertools
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from company import KINDS, RUN, Last, Stopping, assert_rows_equal, changed, company, row_of
 
-from scaling import checkpoint, grid, plan, population, results, train as training
+from scaling import grid, plan, population, results, train as training
+from scaling.attempt import Alone
+from scaling.batches import Resident
 from scaling.checkpoint import Nobody
 from scaling.claims import Claim
-from scaling.errors import Diverged, Interrupted, UserError
+from scaling.errors import Diverged, Interrupted, Parted, TeamBroken, UserError
 from scaling.held import Held
 from scaling.order import Order
 from scaling.pack import attempt_together
@@ -20,60 +23,9 @@ from scaling.packs import Packs
 from scaling.population import Entry, train_together
 from scaling.root import open_root
 from scaling.runs import identify, open_store
-from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec, to_dict
+from scaling.spec import DataSpec, EvaluateSpec, RunSpec, TrainSpec, to_dict
 from scaling.train import Outcome, identity
 from scaling.work import Work
-
-from conftest import make_columns, write_hdf5
-
-KINDS = ("mambadm", "dmamba", "decision_transformer", "bc")
-RUN = RunSpec(
-    model=ModelSpec(width=16, depth=2, context=6, subsequence=2, dropout=0.1, max_timestep=100),
-    data=DataSpec(path="data.hdf5", rtg_scale=10.0),
-    train=TrainSpec(amount=50.0, batch=6, evaluations=4),
-)
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    lengths = np.random.default_rng(1).integers(4, 30, 40).tolist()
-    write_hdf5(tmp_path / "data.hdf5", make_columns(lengths))
-    return tmp_path
-
-
-def changed(spec: RunSpec, **changes: object) -> RunSpec:
-    """The spec with fields of its parts replaced, by dotted names with a double underscore."""
-    for name, value in changes.items():
-        part, _, field = name.partition("__")
-        new = dataclasses.replace(getattr(spec, part), **{field: value}) if field else value
-        spec = dataclasses.replace(spec, **{part: new})
-    return spec
-
-
-def company(count: int, **changes: object) -> list[RunSpec]:
-    """Runs of one shape that differ in all that may differ."""
-    return [
-        changed(
-            RUN,
-            seed=number,
-            data__fraction=(1.0, 0.5, 0.25)[number % 3],
-            data__draw=number,
-            train__learning_rate=1e-3 * (1 + number),
-            train__clip=0.25 / (1 + number),
-            train__weight_decay=0.1 * number,
-            **changes,
-        )
-        for number in range(count)
-    ]
-
-
-class Last(Nobody):
-    """Keeps the state after the last update."""
-
-    keeps_last = True
-
-    def keep(self, state) -> None:
-        self.state = state
 
 
 def entry_of(spec: RunSpec, folder: Path, keeper=None, state=None) -> Entry:
@@ -87,30 +39,6 @@ def together(specs: list[RunSpec], folder: Path, keepers=None, states=None) -> l
     entries = [entry_of(*each) for each in zip(specs, [folder] * len(specs), keepers, states, strict=True)]
     found = dict(train_together(entries))
     return [found[number] for number in range(len(specs))]
-
-
-def row_of(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    """All of a network that its output depends on.
-
-    Softmax does not notice the bias of keys: its gradient is rounding, which AdamW blows up to the learning rate.
-    """
-    biases = {name: value.tensor_split(3) for name, value in parameters.items() if name.endswith("qkv.bias")}
-    seen = {**parameters, **{name: torch.cat([query, value]) for name, (query, _, value) in biases.items()}}
-    return torch.cat([value.flatten() for value in seen.values()])
-
-
-def assert_rows_equal(one: dict, other: dict, rel: float = 1e-5) -> None:
-    """But for rounding."""
-    for name, column in results.BY_NAME.items():
-        if column.repeatable:
-            first, second = one.get(name), other.get(name)
-            if name == "curve":
-                first, second = [[list(p.values()) for p in row["curve"]] for row in (one, other)]
-                assert np.allclose(first, second, rtol=rel)
-            elif isinstance(first, float):
-                assert first == pytest.approx(second, rel=rel), name
-            else:
-                assert first == second, name
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,21 +123,6 @@ def test_a_member_that_does_not_fit_its_data_is_told_and_the_others_go_on(folder
     assert isinstance(bad, UserError)
 
 
-class Stopping(Nobody):
-    """Ends a run after so many updates."""
-
-    def __init__(self, after: int) -> None:
-        self.after, self.asked = after, 0
-
-    def wants(self) -> bool:
-        self.asked += 1
-        return self.asked == self.after
-
-    def keep(self, state) -> None:
-        self.state = checkpoint.unpack("x", checkpoint.pack("x", state))
-        raise Interrupted
-
-
 def test_an_interrupted_member_goes_on_in_another_population_or_alone(folder):
     specs = company(3)
     keepers = [Stopping(13), None, Stopping(27)]
@@ -266,7 +179,7 @@ def written(orders: list[Order]) -> list[dict]:
 def test_each_of_a_pack_has_its_row_and_nothing_else_is_left(folder):
     orders = [order_of(folder, spec) for spec in [*company(2), changed(RUN, train__learning_rate=1e30)]]
     told = []
-    attempt_together(orders, lambda *point: told.append(point), never)
+    attempt_together(orders, Alone(), lambda *point: told.append(point), never)
     rows = written(orders)
     assert [row["status"] for row in rows] == ["done", "done", "failed"]
     assert [row["packed"] for row in rows] == [3, 3, None]
@@ -277,11 +190,11 @@ def test_each_of_a_pack_has_its_row_and_nothing_else_is_left(folder):
 
 def test_what_others_hold_or_have_done_is_left_to_them(folder):
     orders = [order_of(folder, spec) for spec in company(4)]
-    attempt_together(orders[:1], lambda *_: None, never)
+    attempt_together(orders[:1], Alone(), lambda *_: None, never)
     done = results.read_row(open_root(orders[0].root), orders[0].run_id)["finished"]
     with Claim(open_root(orders[1].root), orders[1].run_id) as other:
         assert other.take()
-        attempt_together(orders, lambda *_: None, never)
+        attempt_together(orders, Alone(), lambda *_: None, never)
     rows = written(orders)
     assert rows[0]["finished"] == done
     assert rows[1] is None
@@ -299,11 +212,83 @@ def test_what_does_not_fit_into_memory_together_is_split(folder, monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return original(entries)
 
-    monkeypatch.setattr("scaling.pack.train_together", hungry)
-    attempt_together(orders, lambda *_: None, never)
+    monkeypatch.setattr("scaling.attempt.train_together", hungry)
+    attempt_together(orders, Alone(), lambda *_: None, never)
     assert tried == [4, 2, 2]
     assert [row["status"] for row in written(orders)] == ["done"] * 4
     assert [row["packed"] for row in written(orders)] == [2] * 4
+
+
+def test_members_may_differ_in_whether_their_data_are_on_the_device(folder, monkeypatch):
+    specs, turns = company(3), itertools.count()
+
+    def residents(subset, accelerator, known):
+        stores = (subset.training.store, subset.held_out.store)
+        return tuple(Resident(store, accelerator.device) for store in stores) if next(turns) == 1 else (None, None)
+
+    monkeypatch.setattr(population, "residents", residents)
+    for spec, outcome in zip(specs, together(specs, folder), strict=True):
+        assert_rows_equal(outcome.row, training.train(spec, open_store(spec, folder)).row)
+
+
+class Asked(Last):
+    """Saves a state and, if it is to be, ends the run by that."""
+
+    def __init__(self, ends: bool) -> None:
+        self.ends, self.saved = ends, 0
+
+    def wants(self) -> bool:
+        return self.ends
+
+    def keep(self, state) -> None:
+        self.saved += 1
+        if self.ends:
+            raise Interrupted
+
+
+def test_one_that_is_interrupted_where_processes_share_the_runs_has_all_states_saved(folder):
+    keepers = [Asked(False), Asked(True), Asked(False)]
+    entries = [entry_of(spec, folder, keeper) for spec, keeper in zip(company(3), keepers, strict=True)]
+    with population.rehearsal(entries) as shared:
+        shared.update()
+        shared.is_shared = True
+        ended = shared._interruptions()
+        at, error = next(ended)
+        assert (at, type(error)) == (1, Interrupted)
+        with pytest.raises(Parted):
+            next(ended)
+    assert [keeper.saved for keeper in keepers] == [1, 1, 1]
+
+
+class PartsOnce(Alone):
+    """A team of which one run is interrupted at once, and the rest of whose pack is whole later."""
+
+    def __init__(self) -> None:
+        self.packs: list[int] = []
+
+    def train_pack(self, job, reports, keepers):
+        self.packs.append(len(job.orders))
+        if len(self.packs) == 1:
+            yield 0, Interrupted()
+            raise Parted
+        yield from super().train_pack(job, reports, keepers)
+
+
+def test_the_others_go_on_together_when_one_of_a_shared_pack_was_interrupted(folder):
+    orders, team = [order_of(folder, spec) for spec in company(3)], PartsOnce()
+    attempt_together(orders, team, lambda *_: None, never)
+    assert team.packs == [3, 2]
+    assert [row and row["packed"] for row in written(orders)] == [None, 2, 2]
+
+
+def test_a_team_that_broke_is_not_tried_again_in_parts(folder):
+    class Broken(Alone):
+        def train_pack(self, job, reports, keepers):
+            raise TeamBroken("a process died")
+            yield
+
+    with pytest.raises(TeamBroken):
+        attempt_together([order_of(folder, spec) for spec in company(2)], Broken(), lambda *_: None, never)
 
 
 def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch):
@@ -315,7 +300,7 @@ def test_a_run_whose_rollouts_fail_costs_the_others_nothing(folder, monkeypatch)
         return original(self, played)
 
     monkeypatch.setattr(population._Member, "outcome", fails)
-    attempt_together(orders, lambda *_: None, never)
+    attempt_together(orders, Alone(), lambda *_: None, never)
     rows = written(orders)
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert rows[1]["error"].startswith("RuntimeError: the world ended (")
@@ -329,7 +314,7 @@ def test_memory_that_company_takes_away_from_rollouts_splits_it(folder, monkeypa
         raise torch.OutOfMemoryError("no room")
 
     monkeypatch.setattr(population._Member, "outcome", hungry)
-    attempt_together(orders, lambda *_: None, never)
+    attempt_together(orders, Alone(), lambda *_: None, never)
     assert [row["packed"] for row in written(orders)] == [1, 1]
 
 
@@ -342,7 +327,7 @@ def test_a_root_in_trouble_for_too_long_loses_the_attempt_at_a_pack(folder, monk
     monkeypatch.setattr("scaling.held.PATIENCE", 0.0)
     monkeypatch.setattr(results, "write_row", fails)
     with pytest.raises(OSError, match="Read-only"):
-        attempt_together(orders, lambda *_: None, never)
+        attempt_together(orders, Alone(), lambda *_: None, never)
 
 
 def test_a_gpu_that_faults_ends_the_process_not_the_runs(folder, monkeypatch):
@@ -353,7 +338,7 @@ def test_a_gpu_that_faults_ends_the_process_not_the_runs(folder, monkeypatch):
 
     monkeypatch.setattr(population._Member, "outcome", fails)
     with pytest.raises(ChildProcessError, match="this process can train no more"):
-        attempt_together(orders, lambda *_: None, never)
+        attempt_together(orders, Alone(), lambda *_: None, never)
     assert written(orders) == [None, None]
 
 
@@ -367,10 +352,10 @@ def test_a_pack_that_is_told_to_stop_saves_each_state_and_goes_on_later(folder):
     original = Held.wants
     with pytest.MonkeyPatch.context() as patch:  # asked at every update, not once a second
         patch.setattr(Held, "wants", lambda self: self.stop.ask() or original(self))
-        attempt_together(orders, stop_after_a_point, lambda: bool(asked))
+        attempt_together(orders, Alone(), stop_after_a_point, lambda: bool(asked))
     for order in orders:
         assert [path.name for path in (Path(order.root) / order.run_id).iterdir()] == ["checkpoint.pt"]
-    attempt_together(orders, lambda *_: None, never)
+    attempt_together(orders, Alone(), lambda *_: None, never)
     for order, spec in zip(orders, company(2), strict=True):
         row = results.read_row(open_root(order.root), order.run_id)
         assert row["resumes"] == 1
@@ -381,7 +366,7 @@ def test_a_dataset_that_has_changed_fails_its_run_alone(folder):
     orders = [order_of(folder, spec) for spec in company(3)]
     changed_id = identity(company(1)[0], "other")["run_id"]
     orders[0] = dataclasses.replace(orders[0], digest="other", run_id=changed_id)
-    attempt_together(orders, lambda *_: None, never)
+    attempt_together(orders, Alone(), lambda *_: None, never)
     rows = written(orders)
     assert [row["status"] for row in rows] == ["failed", "done", "done"]
     assert "has changed since the sweep began" in rows[0]["error"]

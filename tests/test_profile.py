@@ -46,6 +46,7 @@ def call(folder):
         ("aten::baddbmm", PRODUCTS),
         ("scaling::selective_scan_backward", KERNEL),
         ("scaling::causal_conv", KERNEL),
+        ("scaling::activate_back", OTHER),
         ("GeneratedBackwardFor_scaling_causal_conv_defaultBackward", KERNEL),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", ATTENTION),
         ("aten::mkldnn_convolution", CONVOLUTION),
