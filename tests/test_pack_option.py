@@ -99,7 +99,8 @@ base:
   data: {kind: tmaze, horizon: 5, episodes: 60, starts: episode, rtg_scale: 1.0}
   train: {amount: 20, batch: 5, evaluations: 2}
   evaluate: {env: own, episodes: 3, targets: [1.0]}
-axes: {data.fraction, seed: [[0.5, 0], [1.0, 1], [1.0, 2]]}
+axes:
+  data.fraction, seed: [[0.5, 0], [1.0, 1], [1.0, 2]]
 """
     )
     scaling("run", sweep, "--pack", 3, "--workers", 2, "--cpus", 2, cwd=tmp_path)
@@ -107,12 +108,12 @@ axes: {data.fraction, seed: [[0.5, 0], [1.0, 1], [1.0, 2]]}
     assert spread.keys() == runs.specs.keys()
     for name, spec in runs.specs.items():
         alone = train.train(spec, runs.store(spec)).row
-        assert_rows_equal(spread[name], {**alone, "processes": 2})
+        assert_rows_equal(spread[name], {**alone, "processes": 2, "threads": 1})
         assert spread[name]["packed"] == 3
 
 
 def test_a_spread_pack_that_is_told_to_stop_saves_each_run_and_goes_on_later(sweep, tmp_path):
-    sweep.write_text(sweep.read_text().replace("amount: 20", "amount: 800").replace("[16, 24]", "[16]"))
+    sweep.write_text(sweep.read_text().replace("amount: 20", "amount: 400").replace("[16, 24]", "[16]"))
     command = [SCALING, "run", str(sweep), "--pack", "3", "--workers", "2", "--cpus", "2", "--checkpoint-every", "0.1"]
     began = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
