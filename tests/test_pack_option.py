@@ -126,4 +126,4 @@ def test_a_spread_pack_that_is_told_to_stop_saves_each_run_and_goes_on_later(swe
     assert began.returncode == 75, said
     assert "3 runs left" in said
     scaling("run", sweep, "--pack", 3, "--workers", 2, "--cpus", 2, cwd=tmp_path)
-    assert [(row["status"], row["resumes"]) for row in rows(tmp_path)] == [("done", 1)] * 3
+    assert [(row["status"], row["resumes"] >= 1) for row in rows(tmp_path)] == [("done", True)] * 3
