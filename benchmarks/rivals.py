@@ -124,7 +124,7 @@ def compared(point: Point, settings: Settings, rivals: Mapping[str, Rival], wher
             absent[name] = str(error)
     took = in_turns(calls, settings.rounds)
     rate = product_flops(size) / took.pop(PRODUCT)
-    floor = step_flops(network(point.spec()), inputs(point)) / rate
+    floor = step_flops(point) / rate
     seconds = {name: took.get(name) for name in rivals} | {FLOOR: floor}
     return Table(
         title=f"Training step {where}: {point.depth} layers, width {point.width}, batch {point.batch}, "

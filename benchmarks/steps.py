@@ -1,6 +1,7 @@
 """Training steps of a size: forward, loss, backward, clipping, AdamW."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,7 @@ from scaling import plug
 from scaling.batches import HostBatches, Tensors
 from scaling.flat import Flat
 from scaling.layers import mamba
-from scaling.ops.mamba_inner import mamba_inner
+from scaling.layers.gloma import GLoMa
 from scaling.optimisation import optimiser_of
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.store import open_store
@@ -71,13 +72,21 @@ def _gathered(point: Point, folder: Path) -> Batches:
     return lambda: batches(windows.draw(point.batch, generator))
 
 
-def step(model: nn.Module, batches: Batches, inner: Inner = mamba_inner) -> Callable[[], None]:
+@contextmanager
+def blocks_with(inner: Inner) -> Iterator[None]:
+    """Each Mamba block by itself, with something else between its projections."""
+    apart = mock.patch.object(GLoMa, "_side_by_side", return_value=[])
+    with apart, mock.patch.object(mamba, "mamba_inner", inner):
+        yield
+
+
+def step(model: nn.Module, batches: Batches, inner: Inner | None = None) -> Callable[[], None]:
     """One training step, its parameters in a row as in a run.
 
     Args:
         model: what is trained.
         batches: gives the inputs.
-        inner: what its Mamba blocks compute with.
+        inner: what its Mamba blocks compute with instead of our kernels.
 
     """
     flat = Flat(model, weight_decay=0.1)
@@ -85,7 +94,7 @@ def step(model: nn.Module, batches: Batches, inner: Inner = mamba_inner) -> Call
 
     def run() -> None:
         (rtg, state, action, timestep), mask = batches()
-        with mock.patch.object(mamba, "mamba_inner", inner):
+        with nullcontext() if inner is None else blocks_with(inner):
             error = (model(rtg, state, action, timestep) - action).square() * mask[..., None]
             (error.sum() / mask.sum()).backward()
         torch.nn.utils.clip_grad_norm_(flat.parts, 0.25)

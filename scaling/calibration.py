@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling import garbage
 from scaling.spec import RunSpec
 from scaling.store import Store
 from scaling.timing import Timing, timing_of
@@ -50,6 +51,7 @@ def shape_of(spec: RunSpec, store: Store, flops: float) -> Shape:
 
 def warm_up(shapes: Sequence[Shape]) -> float:
     """Seconds for what a process does but once, as late imports and the loading of kernels, and a shortest trial."""
+    garbage.collect()
     cheapest, begin = min(shapes, key=lambda shape: shape.flops), time.perf_counter()
     timing_of(cheapest.spec, cheapest.store, 0.0)
     return time.perf_counter() - begin

@@ -1,5 +1,7 @@
 """The command line: one verb per step, each reading what the verb before it left on disk."""
 
+import atexit
+import gc
 import importlib
 from typing import Any
 
@@ -69,6 +71,7 @@ def main() -> None:
       table --select--> laws that survive --answer--> a verdict --report--> one HTML page
     A table may also be any CSV or Parquet file of your own: --column N=params --column D=tokens.
     """  # noqa: D301 - click wants the character itself
+    atexit.register(gc.freeze)  # what PyTorch and Ray leave goes with the process; to search it takes seconds
 
 
 if __name__ == "__main__":

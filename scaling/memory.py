@@ -49,7 +49,7 @@ def memory(network: Trained, windows: int = 64, seed: int = 0) -> pd.DataFrame:
         raise ValueError("the network has no Mamba block")
     batch = _full_windows(network, windows, seed)
     device = next(network.model.parameters()).device
-    with _recorded([block for *_, block in blocks]) as inputs, torch.no_grad():
+    with _recorded(network.model) as inputs, torch.no_grad():
         network.model(*tensors(batch, device))
         frames = [
             _block(block, inputs[block]).assign(
@@ -83,15 +83,21 @@ def _blocks(model: nn.Module) -> Iterator[tuple[int, str, int | None, Mamba]]:
 
 
 @contextmanager
-def _recorded(blocks: list[Mamba]) -> Iterator[dict[Mamba, Tensor]]:
-    """The input of each block during a forward pass."""
+def _recorded(model: nn.Module) -> Iterator[dict[Mamba, Tensor]]:
+    """The input of each block during a forward pass, in which every branch is also computed by itself."""
     inputs: dict[Mamba, Tensor] = {}
 
     def keep(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(block, Mamba)
         inputs[block] = arguments[0]
 
-    handles = [block.register_forward_pre_hook(keep) for block in blocks]
+    def apart(mixer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(mixer, GLoMa)
+        for branch in mixer.branches:
+            branch(*arguments)
+
+    watched = {Mamba: keep, GLoMa: apart}
+    handles = [part.register_forward_pre_hook(watched[type(part)]) for part in model.modules() if type(part) in watched]
     try:
         yield inputs
     finally:

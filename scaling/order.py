@@ -1,6 +1,5 @@
 """A run to be done, as plain values that travel to the process that does it."""
 
-import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scaling import results
+from scaling import garbage, results
 from scaling.errors import UserError
 from scaling.runs import open_store
 from scaling.spec import from_dict
@@ -55,7 +54,7 @@ def prepare_process(order: Order) -> None:
     """Set what belongs to the process, not to a run, and drop what an earlier run may have left."""
     torch.set_num_threads(order.threads)
     os.environ["SCALING_CACHE"] = order.cache
-    gc.collect()
+    garbage.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

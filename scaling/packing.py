@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from scaling import population, train
+from scaling import garbage, population, train
 from scaling.attempt import is_of_process
 from scaling.checkpoint import Nobody
 from scaling.cost import Cost
@@ -68,6 +68,7 @@ def packs_of(runs: Runs, costs: Costs, names: Sequence[str], slots: int, wanted:
     if wanted is not None:
         return Packs(shapes, dict.fromkeys(alike, wanted), dict.fromkeys(alike, 1.0))
     sizes, shares = dict.fromkeys(alike, 1), dict.fromkeys(alike, 1.0)
+    garbage.collect()
     for shape, each in sorted(alike.items(), key=lambda item: _work(costs[item[1][0]])):
         most, smallest = -(-len(each) // slots), min(each, key=lambda name: costs[name].D)
         sizes[shape], shares[shape] = _tried(runs, smallest, most, slots) if most > 1 else (1, 1.0)

@@ -10,10 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scaling import garbage
 from scaling.building import build_once, file_identity
 from scaling.source import TERMINAL, Piece, Source
 from scaling.spec import DataSpec, ModelSpec, RunSpec, TrainSpec, to_dict
 from scaling.store import Store
+
+
+def pytest_collection_finish() -> None:
+    """Accelerate collects garbage after each training, and need not go through all that was imported by now."""
+    garbage.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")

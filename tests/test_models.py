@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from contextlib import nullcontext
 from unittest import mock
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.steps import blocks_with
 from scaling import plug
 from scaling.errors import UserError
 from scaling.identity import canonical
@@ -18,7 +20,7 @@ from scaling.layers import gloma, mamba
 from scaling.layers.gloma import SCOPES, LocalBranch
 from scaling.layers.mamba import Mamba, shape_of
 from scaling.models import mambadm
-from scaling.ops.mamba_inner import selected
+from scaling.ops.mamba_inner import mamba_inner, selected
 from scaling.spec import ModelSpec, RunSpec, Space
 
 CONTINUOUS, DISCRETE = Space(state=5, action=3), Space(state=5, action=4, discrete=True)
@@ -367,7 +369,7 @@ def test_flops_are_those_that_pytorch_counts_plus_conv_and_scan(changes, space, 
     encoder = "conv" if space.image else "linear"
     spec = small(**{"width": 32, "depth": 1, "context": 6, "encoder": encoder, **changes})
     model = build(spec, space).eval()
-    plain = mock.patch.object(mamba, "mamba_inner", inner_projections)
+    plain = blocks_with(inner_projections)
     with sdpa_kernel(SDPBackend.MATH), plain, FlopCounterMode(display=False) as counter:  # it sees into no fused kernel
         model(**window(space, 6, batch=1))
     unseen = scan_and_conv(shape_of(spec), mamba_tokens)
@@ -382,6 +384,45 @@ def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space
     )
     rest = module.flops(spec, space, 6) - module.products(spec, space, 6)
     assert rest == 2 * scan_and_conv(shape_of(spec), mamba_tokens)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"ratio": 2.0},
+        {"branches": "two_local"},
+        {"branches": "two_global"},
+        {"local_expand": 3, "local_d_state": 2, "local_d_conv": 2},
+        {"width": 5},
+    ],
+)
+def test_branches_side_by_side_are_those_one_by_one(changes):
+    model, inputs = build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS), window(CONTINUOUS, 6)
+    parameters, found = list(model.parameters()), []
+    for together in (nullcontext(), blocks_with(mamba_inner)):
+        with together, mock.patch.object(gloma.mamba, "side_by_side", wraps=mamba.side_by_side) as used:
+            out = model(**inputs)
+        found.append([out, *torch.autograd.grad(out.square().sum(), parameters)])
+        assert used.call_count == (len(model.layers) if isinstance(together, nullcontext) else 0)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": 5},  # the last sub-sequence is filled up
+        {"overlap": 1},
+        {"fusion": "gate"},
+        {"local_weights": "per_window"},
+        {"branches": "local"},
+    ],
+)
+def test_branches_that_are_not_plain_go_by_themselves(changes):
+    spec = small(**{"context": 6, "subsequence": 2, **changes})
+    with mock.patch.object(gloma.mamba, "side_by_side", side_effect=AssertionError):
+        build(spec, CONTINUOUS)(**window(CONTINUOUS, spec.context))
 
 
 def test_mamba_has_the_parameter_names_of_mamba_ssm():

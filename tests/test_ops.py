@@ -14,7 +14,7 @@ from scaling.ops import _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import Draw, seed_from
 from scaling.ops.feed_forward import ACTIVATIONS, feed_forward, feed_forward_ref
-from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
+from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref, mamba_inners, mamba_inners_ref
 from scaling.ops.selective_scan import kernel_name, selective_scan_ref
 
 
@@ -65,6 +65,44 @@ def test_block_agrees_with_double_reference_in_value_and_gradient(time, batch, c
 def test_block_of_any_taps_and_rank_agrees_with_double_reference(time, taps, rank):
     upstream = normal_of(1)(3, time, 8)
     assert_close_to_double(mamba_inner, mamba_inner_ref, block_inputs(3, time, 8, 2, taps, rank), upstream)
+
+
+def beside(function, lengths: tuple[int, int]):
+    return lambda xz, *parameters: function(xz, lengths, (parameters[:7], parameters[7:]))
+
+
+def pair_inputs(batch: int, time: int, channels: tuple[int, int]) -> list[Tensor]:
+    one, other = (
+        block_inputs(batch, time, count, states, rank=states) for count, states in zip(channels, (3, 5), strict=True)
+    )
+    return [torch.cat([one[0], 0.5 * other[0]], dim=-1), *one[1:], *other[1:]]
+
+
+@pytest.mark.parametrize("lengths", [(12, 3), (4, 12), (1, 6)])
+@pytest.mark.parametrize("channels", [(32, 16), (5, 70)])
+def test_blocks_side_by_side_agree_with_double_reference(lengths, channels):
+    fast, slow = (beside(function, lengths) for function in (mamba_inners, mamba_inners_ref))
+    upstream = normal_of(1)(20, 12, sum(channels))
+    assert_close_to_double(fast, slow, pair_inputs(20, 12, channels), upstream)
+
+
+def test_blocks_side_by_side_are_each_block_alone_on_its_pieces():
+    xz, *parameters = (x.float() for x in pair_inputs(8, 12, (32, 16)))
+    y = mamba_inners(xz, (12, 3), (parameters[:7], parameters[7:]))
+    assert torch.equal(y[..., :32], mamba_inner(xz[..., :64], *parameters[:7]))
+    alone = mamba_inner(xz[..., 64:].reshape(32, 3, 32), *parameters[7:])
+    assert torch.equal(y[..., 32:], alone.reshape(8, 12, 16))
+
+
+@pytest.mark.parametrize("channels", [(32, 16), (5, 70)])
+def test_members_with_blocks_side_by_side_are_computed_as_each_alone(channels):
+    inputs = [x.float() for x in pair_inputs(20, 12, channels)]
+    function, upstream = beside(mamba_inners, (12, 3)), torch.ones(20, 12, sum(channels))
+    alone = [gradients(function, [scale * x for x in inputs], upstream) for scale in (1.0, 1.5)]
+    y, found = gradients(torch.vmap(function), [torch.stack([x, 1.5 * x]) for x in inputs], upstream)
+    for member, (y_alone, g_alone) in enumerate(alone):
+        assert torch.equal(y[member], y_alone)
+        assert all(torch.equal(one[member], other) for one, other in zip(found, g_alone, strict=True))
 
 
 def test_reference_scan_is_the_recurrence_written_out():

@@ -21,6 +21,7 @@ from torch.nn import functional
 from scaling.errors import UserError
 from scaling.layers import mamba
 from scaling.layers.mamba import Mamba, MambaShape, MambaState
+from scaling.ops.selective_scan import kernel_name
 from scaling.spec import ModelSpec
 
 SCOPES: dict[str, tuple[str, ...]] = {
@@ -48,6 +49,10 @@ class GlobalBranch(nn.Module):
         """What the branch adds."""
         mixed: Tensor = self.mamba(u)
         return mixed
+
+    def plain(self, tokens: int) -> tuple[Mamba, int] | None:
+        """The one block that computes the branch, and the tokens after which it begins anew, if that is all of it."""
+        return (self.mamba, tokens) if isinstance(self.mamba, Mamba) else None
 
     def initial_state(self, batch: int) -> MambaState:
         """The state before the first token."""
@@ -95,6 +100,12 @@ class LocalBranch(nn.Module):
         first, later = mixed[:, 0], mixed[:, 1:, length - stride :]
         return torch.cat([first, later.flatten(1, 2)], dim=1)[:, :tokens]
 
+    def plain(self, tokens: int) -> tuple[Mamba, int] | None:
+        """The one block that computes the branch, and the tokens after which it begins anew, if that is all of it."""
+        length = min(self.length, tokens)
+        apart = tokens == length or (self.stride == self.length and tokens % length == 0)
+        return (self.mamba, length) if isinstance(self.mamba, Mamba) and apart else None
+
     def _mix(self, parts: Float[Tensor, "batch part token width"]) -> Float[Tensor, "batch part token width"]:
         if isinstance(self.mamba, Mamba):
             mixed: Tensor = self.mamba(parts.flatten(0, 1))
@@ -137,11 +148,17 @@ class Fusion(nn.Module):
             self.gate.weight.zero_()
             self.gate.bias.zero_()
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The weights of a plain sum."""
+        share = self.ratio / (1 + self.ratio)
+        return 2 * share, 2 * (1 - share)
+
     def forward(self, u: Float[Tensor, "*batch width"], first: Tensor, second: Tensor) -> Float[Tensor, "*batch width"]:
         """The weighted sum; ``u`` is what the branches were given."""
         if self.kind == "sum":
-            share = self.ratio / (1 + self.ratio)
-            return first + second if share == 0.5 else 2 * share * first + 2 * (1 - share) * second
+            one, other = self.shares
+            return first + second if one == other else one * first + other * second
         learned = torch.sigmoid(self.mix if self.kind == "learned" else self.gate(u))
         return 2 * learned * first + 2 * (1 - learned) * second
 
@@ -157,8 +174,18 @@ class GLoMa(nn.Module):
             self.fusion = Fusion(spec)
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        """What the mixer adds to the residual stream."""
+        """What the mixer adds to the residual stream; on a CPU, branches that are plain share their projections."""
+        if plain := self._side_by_side(u):
+            blocks, lengths = zip(*plain, strict=True)
+            return mamba.side_by_side(blocks, lengths, self.fusion.shares, u)
         return self._fused(u, [branch(u) for branch in self.branches])
+
+    def _side_by_side(self, u: Tensor) -> list[tuple[Mamba, int]]:
+        """Both blocks, with the tokens after which each begins anew; nothing where branches go by themselves."""
+        if len(self.branches) == 1 or self.fusion.kind != "sum" or kernel_name(u.device.type, u.dtype) != "numba":
+            return []
+        plain = [branch.plain(u.shape[1]) for branch in self.branches]  # type: ignore[operator]
+        return plain if all(plain) else []
 
     def _fused(self, u: Tensor, mixed: Sequence[Tensor]) -> Tensor:
         if len(mixed) == 1:

@@ -9,6 +9,7 @@ does that on purpose.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaling.ops.causal_conv import causal_conv
-from scaling.ops.mamba_inner import at_least_single, mamba_inner, selected
+from scaling.ops.mamba_inner import at_least_single, mamba_inner, mamba_inners, selected
 from scaling.spec import ModelSpec
 
 DT_FLOOR = 1e-4
@@ -108,13 +109,13 @@ class Mamba(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
+        return self.out_proj(mamba_inner(at_least_single(self.in_proj(u)), *self.inner_parameters()))
+
+    def inner_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What is between the two large projections, as :func:`mamba_inner` wants it."""
         conv, dt = self.conv1d, self.dt_proj
         assert conv.bias is not None
-        xz = at_least_single(self.in_proj(u))
-        y = mamba_inner(
-            xz, conv.weight.squeeze(1), conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias
-        )
-        return self.out_proj(y)
+        return conv.weight.squeeze(1), conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias
 
     def step_sizes(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token inner"]:
         """How far each channel's state moves at each token: softplus(W_dt dt + bias)."""
@@ -146,6 +147,25 @@ class Mamba(nn.Module):
         scan = torch.exp(-self.A_log.exp() * dt) * state.scan + dt * x[..., None] * B[:, None]
         y = ((scan * C[:, None]).sum(-1) + self.D * x) * functional.silu(z)
         return self.out_proj(y), MambaState(conv, scan)
+
+
+def side_by_side(
+    blocks: Sequence[Mamba], lengths: Sequence[int], shares: Sequence[float], u: Float[Tensor, "batch token width"]
+) -> Float[Tensor, "batch token width"]:
+    """The weighted sum of several blocks, their projections as two products; on a CPU in single precision.
+
+    Args:
+        blocks: of any shapes.
+        lengths: tokens after which each begins anew, a divisor of their number.
+        shares: weights of the sum.
+        u: what all blocks are given.
+
+    """
+    xz = functional.linear(u, torch.cat([block.in_proj.weight for block in blocks]))
+    y = mamba_inners(at_least_single(xz), lengths, [block.inner_parameters() for block in blocks])
+    weights = [block.out_proj.weight for block in blocks]
+    shared = [weight if share == 1.0 else share * weight for weight, share in zip(weights, shares, strict=True)]
+    return functional.linear(y, torch.cat(shared, dim=1))
 
 
 def count(shape: MambaShape) -> int:

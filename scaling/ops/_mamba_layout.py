@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from scaling.ops._vectors import GROUP, LANES
+from scaling.ops._vectors import GROUP, LANES, LINE
 
 LN2 = np.float32(np.log(2.0))
 
@@ -16,10 +16,16 @@ class Sizes(NamedTuple):
     """Numbers of a block, and the first row of each parameter among the constants and the sums of gradients."""
 
     time: int
+    length: int
+    """Tokens of a piece, a divisor of ``time``."""
     tokens: int
     """``time`` to a multiple of ``GROUP``."""
     channels: int
     """A multiple of ``LANES``."""
+    column: int
+    """Numbers from one vector of channels of all tokens to the next: an odd number of the cache's lines."""
+    piece: int
+    """The same for a piece, with the tokens before or after it that a convolution sees."""
     states: int
     """A multiple of ``GROUP``, as are rank and taps."""
     rank: int
@@ -34,16 +40,38 @@ class Sizes(NamedTuple):
     """The taps and the bias."""
     D: int
     dt_bias: int
+    row: int
+    """Channels of all blocks that lie side by side; a token has so many outputs, and twice so many inputs."""
+    first: int
+    """Channels before those of the block."""
 
 
-def sizes_of(time: int, channels: int, states: int, rank: int, taps: int) -> Sizes:
-    """The sizes for a block of any numbers."""
+def sizes_of(time: int, length: int, channels: int, states: int, rank: int, taps: int, row: int, first: int) -> Sizes:
+    """The sizes for a block of any numbers among others."""
     channels = up(channels, LANES)
     states, rank, taps = (up(count, GROUP) for count in (states, rank, taps))
     selected = up(2 * states + rank, LANES)
     A = selected + rank
     D = A + states + taps + 1
-    return Sizes(time, up(time, GROUP), channels, states, rank, taps, selected, selected, A, A + states, D, D + 1)
+    return Sizes(
+        time=time,
+        length=length,
+        tokens=up(time, GROUP),
+        channels=channels,
+        column=up(time, GROUP) * LANES + LINE,
+        piece=up(length + taps, GROUP) * LANES + LINE,
+        states=states,
+        rank=rank,
+        taps=taps,
+        selected=selected,
+        dt_weight=selected,
+        A=A,
+        conv=A + states,
+        D=D,
+        dt_bias=D + 1,
+        row=row,
+        first=first,
+    )
 
 
 def up(count: int, step: int) -> int:

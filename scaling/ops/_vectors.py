@@ -376,9 +376,22 @@ def sigmoid(x):  # type: ignore[no-untyped-def]
 
 @jit
 def softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x|; log1p(u) = 2 artanh(u / (2 + u)) as a series."""
+    """log(1 + e^x)."""
+    positive = at_least(x, F(0.0))
+    return _softplus(positive, exp(x - F(2.0) * positive))
+
+
+@jit
+def softplus_and_slope(x):  # type: ignore[no-untyped-def]
+    """log(1 + e^x) and 1 / (1 + e^-x), which share an exponential."""
     positive = at_least(x, F(0.0))
     u = exp(x - F(2.0) * positive)
+    return _softplus(positive, u), (u + (F(1.0) - u) * above_zero(x)) / (F(1.0) + u)
+
+
+@jit
+def _softplus(positive, u):  # type: ignore[no-untyped-def]
+    """max(x, 0) + log1p(u) for u = e^-|x|; log1p(u) = 2 artanh(u / (2 + u)) as a series."""
     s = u / (F(2.0) + u)
     q = s * s
     p = q * F(1 / 13) + F(1 / 11)
