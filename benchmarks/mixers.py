@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from benchmarks.formulations import Missing
 from benchmarks.modules import instead
+from scaling.layers.gloma import GLoMa
 from scaling.layers.mamba import Mamba, MambaShape
 
 Maker = Callable[[MambaShape], nn.Module]
@@ -67,6 +68,8 @@ def replace(model: nn.Module, make: Maker) -> nn.Module:
     """
     for block in [module for module in model.modules() if isinstance(module, Mamba)]:
         block.forward = _forward(_sharing(make(block.shape), block))  # type: ignore[method-assign, assignment]
+    for mixer in [module for module in model.modules() if isinstance(module, GLoMa)]:
+        mixer._side_by_side = lambda u: []  # type: ignore[method-assign]
     return model
 
 

@@ -28,6 +28,9 @@ from scaling.training import silent
 GAIN = 0.95
 """A larger pack must bring the time per run below this share of the smaller one's."""
 
+PATIENCE = 2
+"""How many times larger a pack may be than the best before it without bringing anything."""
+
 SLOW = 0.1
 """Seconds of one update on a CPU above which there is nothing to gain: arithmetic, not calls, takes the time."""
 
@@ -88,22 +91,34 @@ def _tried(runs: Runs, name: str, limit: int, slots: int) -> tuple[int, float]:
     What is timed is one run so many times over; the data that a network is trained on hardly matter.
     """
     specs, store = [runs.specs[name]] * limit, runs.store(runs.specs[name])
-    best, alone, fastest = 1, 1.0, 1.0
+    found: dict[int, float] = {}
+
+    def time(size: int) -> float:
+        found[size] = seconds_per_update(specs[:size], store) / size
+        return found[size]
+
+    best = 1
     try:
         check_room(specs[0], store)
-        alone = fastest = seconds_per_update(specs[:1], store)
-        most = 1 if alone > SLOW and not torch.cuda.is_available() else min(limit, _room(runs, name, slots))
-        for size in [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else []):
-            each = seconds_per_update(specs[:size], store) / size
-            if each > GAIN * fastest:
+        slow = time(1) > SLOW and not torch.cuda.is_available()
+        for size in _sizes(1 if slow else min(limit, _room(runs, name, slots))):
+            if time(size) <= GAIN * found[best]:
+                best = size
+            elif size > PATIENCE * best:
                 break
-            best, fastest = size, each
+        if best > 1 and time(best) > GAIN * time(1):  # once more, since machines drift
+            best = 1
     except Exception as error:  # as for want of memory; what was tried before stands
         if is_of_process(error):
             raise
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return best, fastest / alone
+    return best, found[best] / found[1] if best > 1 else 1.0
+
+
+def _sizes(most: int) -> list[int]:
+    """What is tried beside one run alone."""
+    return [2**power for power in range(1, 8) if 2**power < most] + ([most] if most > 1 else [])
 
 
 def _room(runs: Runs, name: str, slots: int) -> int:

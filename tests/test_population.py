@@ -405,7 +405,8 @@ def test_packs_leave_no_process_idle_and_are_only_of_one_shape(folder, monkeypat
 @pytest.mark.parametrize(
     ("seconds", "size", "share"),
     [
-        ({1: 1.0e-3, 2: 2.1e-3}, 1, 1.0),
+        ({1: 1.0e-3, 2: 2.1e-3, 4: 4.2e-3}, 1, 1.0),
+        ({1: 1.0e-3, 2: 2.1e-3, 4: 2.8e-3, 6: 2.4e-3}, 6, 0.4),  # two cost more than they bring
         ({1: 1.0e-3, 2: 1.5e-3, 4: 2.0e-3, 6: 3.9e-3}, 4, 0.5),
         ({1: 0.2}, 1, 1.0),
     ],
@@ -418,6 +419,17 @@ def test_no_packing_is_chosen_that_was_seen_to_be_slower(folder, monkeypatch, se
     name = next(iter(runs.specs))
     assert packs.size(name) == size
     assert packs.share(name) == pytest.approx(share)
+
+
+def test_a_gain_that_is_not_seen_twice_is_none(folder, monkeypatch):
+    alone = iter([1.0e-3, 0.4e-3])  # the machine was busy with something else at first
+    monkeypatch.setattr(
+        "scaling.packing.seconds_per_update", lambda specs, store: next(alone) if len(specs) == 1 else 1.0e-3
+    )
+    monkeypatch.setattr("scaling.packing._room", lambda *_: 100)
+    runs = identify(sweep_of(folder, "{seed: [0, 1]}"))
+    packs = packs_of(runs, plan.plan(runs), list(runs.specs), 1, None)
+    assert packs.size(next(iter(runs.specs))) == 1
 
 
 @pytest.mark.parametrize("tried", [1, 2, 4])
