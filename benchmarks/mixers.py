@@ -69,7 +69,7 @@ def replace(model: nn.Module, make: Maker) -> nn.Module:
     for block in [module for module in model.modules() if isinstance(module, Mamba)]:
         block.forward = _forward(_sharing(make(block.shape), block))  # type: ignore[method-assign, assignment]
     for mixer in [module for module in model.modules() if isinstance(module, GLoMa)]:
-        mixer._side_by_side = lambda u: []  # type: ignore[method-assign]
+        mixer.plain_blocks = lambda u: []  # type: ignore[method-assign]
     return model
 
 

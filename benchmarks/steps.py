@@ -75,7 +75,7 @@ def _gathered(point: Point, folder: Path) -> Batches:
 @contextmanager
 def blocks_with(inner: Inner) -> Iterator[None]:
     """Each Mamba block by itself, with something else between its projections."""
-    apart = mock.patch.object(GLoMa, "_side_by_side", return_value=[])
+    apart = mock.patch.object(GLoMa, "plain_blocks", return_value=[])
     with apart, mock.patch.object(mamba, "mamba_inner", inner):
         yield
 

@@ -1,13 +1,11 @@
 """The command line: one verb per step, each reading what the verb before it left on disk."""
 
-import atexit
-import gc
 import importlib
 from typing import Any
 
 import click
 
-from scaling import __version__
+from scaling import __version__, garbage
 from scaling.errors import UserError
 from scaling.exit_codes import INTERRUPTED, USER_ERROR
 
@@ -71,7 +69,7 @@ def main() -> None:
       table --select--> laws that survive --answer--> a verdict --report--> one HTML page
     A table may also be any CSV or Parquet file of your own: --column N=params --column D=tokens.
     """  # noqa: D301 - click wants the character itself
-    atexit.register(gc.freeze)  # what PyTorch and Ray leave goes with the process; to search it takes seconds
+    garbage.leave_to_exit()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""Python's collector of garbage in a process that serves many runs."""
+"""Python's collector of garbage in a process that serves many runs.
 
+It goes through every object there is, and after the imports of PyTorch and Ray that takes half a second.
+"""
+
+import atexit
 import functools
 import gc
 
@@ -7,9 +11,8 @@ import gc
 def collect() -> None:
     """Free what is no longer used.
 
-    The collector goes through every object there is, and after the imports of PyTorch and Ray that takes half a second,
-    again and again, since Accelerate too has it run after each training. So what is there at the first call is left
-    out from then on.
+    What is there at the first call is left out from then on, since Accelerate too has the collector run after each
+    training: it lives as long as the process, unless nothing refers to it any more.
     """
     gc.collect()
     _exempt_what_is_there()
@@ -18,3 +21,9 @@ def collect() -> None:
 @functools.cache
 def _exempt_what_is_there() -> None:
     gc.freeze()
+
+
+@functools.cache
+def leave_to_exit() -> None:
+    """At its end let the process take everything with it, unsearched."""
+    atexit.register(gc.freeze)

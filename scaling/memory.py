@@ -84,7 +84,7 @@ def _blocks(model: nn.Module) -> Iterator[tuple[int, str, int | None, Mamba]]:
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[dict[Mamba, Tensor]]:
-    """The input of each block during a forward pass, in which every branch is also computed by itself."""
+    """The input of each block during a forward pass, in which branches that share a kernel also go by themselves."""
     inputs: dict[Mamba, Tensor] = {}
 
     def keep(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -93,8 +93,9 @@ def _recorded(model: nn.Module) -> Iterator[dict[Mamba, Tensor]]:
 
     def apart(mixer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(mixer, GLoMa)
-        for branch in mixer.branches:
-            branch(*arguments)
+        if mixer.plain_blocks(*arguments):
+            for branch in mixer.branches:
+                branch(*arguments)
 
     watched = {Mamba: keep, GLoMa: apart}
     handles = [part.register_forward_pre_hook(watched[type(part)]) for part in model.modules() if type(part) in watched]

@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks import device, floor, formulations, growth, memory, mixers, populations, rivals, speed, steps, timing
+from benchmarks import device, formulations, growth, memory, mixers, populations, rivals, speed, steps, timing
 from benchmarks.document import Settings
 from benchmarks.formulations import Missing
 from benchmarks.steps import HOPPER, Point
 from benchmarks.timing import in_turns
-from scaling import plug
 from scaling.layers import mamba
 from scaling.layers.mamba import Mamba, MambaShape
 from scaling.ops.mamba_inner import mamba_inner_ref
@@ -166,18 +165,6 @@ def test_a_package_that_is_not_there_is_a_row_that_says_how_to_get_it(package, m
     assert absent["what"] == f"{rival}: not installed: `pip install {package}`"
     assert absent["ms"] is absent["times ours"] is None
     assert f"`pip install {package}` |  |  |  |" in table.markdown()
-
-
-@pytest.mark.parametrize("context", [3, 6, 8])
-def test_the_floor_counts_the_products_with_weights_that_the_model_does(context):
-    point = dataclasses.replace(TINY, context=context)
-    spec = point.spec()
-    shape = mamba.shape_of(spec)
-    length = min(spec.subsequence, context)
-    local = -(-context // length) * length  # the last sub-sequence is filled up
-    elsewhere = spec.depth * 3 * (context + local) * (2 * shape.inner * shape.d_conv + 7 * shape.inner * shape.d_state)
-    forward = plug.load("models", spec.kind).flops(spec, HOPPER, context) - elsewhere
-    assert floor.step_flops(point) == 3 * point.batch * forward
 
 
 def test_the_rival_transformer_has_about_as_many_parameters():

@@ -398,7 +398,10 @@ def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space
     ],
 )
 def test_branches_side_by_side_are_those_one_by_one(changes):
-    model, inputs = build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS), window(CONTINUOUS, 6)
+    model, inputs = (
+        build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS),
+        window(CONTINUOUS, 6, batch=20),
+    )
     parameters, found = list(model.parameters()), []
     for together in (nullcontext(), blocks_with(mamba_inner)):
         with together, mock.patch.object(gloma.mamba, "side_by_side", wraps=mamba.side_by_side) as used:
@@ -422,7 +425,12 @@ def test_branches_side_by_side_are_those_one_by_one(changes):
 def test_branches_that_are_not_plain_go_by_themselves(changes):
     spec = small(**{"context": 6, "subsequence": 2, **changes})
     with mock.patch.object(gloma.mamba, "side_by_side", side_effect=AssertionError):
-        build(spec, CONTINUOUS)(**window(CONTINUOUS, spec.context))
+        build(spec, CONTINUOUS)(**window(CONTINUOUS, spec.context, batch=20))
+
+
+def test_branches_of_few_tokens_go_by_themselves():
+    with mock.patch.object(gloma.mamba, "side_by_side", side_effect=AssertionError):
+        build(small(context=6, subsequence=2), CONTINUOUS)(**window(CONTINUOUS, 6, batch=1))
 
 
 def test_mamba_has_the_parameter_names_of_mamba_ssm():

@@ -78,12 +78,28 @@ def pair_inputs(batch: int, time: int, channels: tuple[int, int]) -> list[Tensor
     return [torch.cat([one[0], 0.5 * other[0]], dim=-1), *one[1:], *other[1:]]
 
 
-@pytest.mark.parametrize("lengths", [(12, 3), (4, 12), (1, 6)])
-@pytest.mark.parametrize("channels", [(32, 16), (5, 70)])
-def test_blocks_side_by_side_agree_with_double_reference(lengths, channels):
+@pytest.mark.parametrize(
+    ("time", "lengths"), [(12, (12, 3)), (12, (4, 12)), (12, (1, 6)), (9, (9, 3)), (140, (140, 70)), (130, (65, 13))]
+)
+@pytest.mark.parametrize(("batch", "channels"), [(20, (32, 16)), (3, (32, 16)), (9, (5, 70))])
+def test_blocks_side_by_side_agree_with_double_reference(time, lengths, batch, channels):
     fast, slow = (beside(function, lengths) for function in (mamba_inners, mamba_inners_ref))
-    upstream = normal_of(1)(20, 12, sum(channels))
-    assert_close_to_double(fast, slow, pair_inputs(20, 12, channels), upstream)
+    upstream = normal_of(1)(batch, time, sum(channels))
+    assert_close_to_double(fast, slow, pair_inputs(batch, time, channels), upstream)
+
+
+def test_a_nan_stays_in_its_piece():
+    xz, *parameters = (x.float() for x in pair_inputs(20, 12, (32, 16)))
+    function, upstream = beside(mamba_inners, (6, 3)), torch.ones(20, 12, 48)
+    y_before, (d_before, *_) = gradients(function, [xz, *parameters], upstream)
+    xz[4, 3:6] = float("nan")
+    y, (d, *_) = gradients(function, [xz, *parameters], upstream)
+    assert y[4, 3:6].isnan().all()
+    assert d[4, 3:6, :96].isnan().any()
+    for one, other, second in ((y, y_before, 32), (d, d_before, 64)):
+        one[4, :6], other[4, :6] = 0.0, 0.0  # a piece of the first block, and two of the second's
+        assert torch.equal(one, other)
+        assert one[..., second:].isfinite().all()
 
 
 def test_blocks_side_by_side_are_each_block_alone_on_its_pieces():

@@ -34,6 +34,8 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "wide_local": ("local",),
 }
 """The branches that each choice of ``model.branches`` has."""
+FEW = 4
+"""Tokens for each channel below which branches go by themselves."""
 TWICE, WIDE = ("two_global", "two_local"), ("wide_global", "wide_local")
 """Controls with as many parameters as ``both``."""
 
@@ -175,16 +177,20 @@ class GLoMa(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """What the mixer adds to the residual stream; on a CPU, branches that are plain share their projections."""
-        if plain := self._side_by_side(u):
+        if plain := self.plain_blocks(u):
             blocks, lengths = zip(*plain, strict=True)
             return mamba.side_by_side(blocks, lengths, self.fusion.shares, u)
         return self._fused(u, [branch(u) for branch in self.branches])
 
-    def _side_by_side(self, u: Tensor) -> list[tuple[Mamba, int]]:
+    def plain_blocks(self, u: Tensor) -> list[tuple[Mamba, int]]:
         """Both blocks, with the tokens after which each begins anew; nothing where branches go by themselves."""
-        if len(self.branches) == 1 or self.fusion.kind != "sum" or kernel_name(u.device.type, u.dtype) != "numba":
+        batch, tokens, width = u.shape
+        is_few = batch * tokens < FEW * width  # so that to join the weights would cost more than it saves
+        if is_few or len(self.branches) == 1 or self.fusion.kind != "sum":
             return []
-        plain = [branch.plain(u.shape[1]) for branch in self.branches]  # type: ignore[operator]
+        if kernel_name(u.device.type, u.dtype) != "numba":
+            return []
+        plain = [branch.plain(tokens) for branch in self.branches]  # type: ignore[operator]
         return plain if all(plain) else []
 
     def _fused(self, u: Tensor, mixed: Sequence[Tensor]) -> Tensor:

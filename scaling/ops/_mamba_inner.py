@@ -32,7 +32,7 @@ from scaling.ops._vectors import (
 )
 
 SEGMENT = 64
-"""Most tokens whose states the backward pass keeps at once; a longer sequence is gone through once more to find where
+"""Most tokens whose states the backward pass keeps at once; a longer piece is gone through once more to find where
 each segment starts."""
 
 TILE = GROUP * LANES

@@ -101,6 +101,8 @@ def mamba_inners(
         blocks: the other arguments for each.
 
     """
+    assert xz.shape[-1] == 2 * sum(map(_channels, blocks))
+    assert not any(xz.shape[1] % length for length in lengths)
     y: Tensor = _Fused.apply(xz, tuple(lengths), *itertools.chain(*blocks))[0]
     return y
 
@@ -155,19 +157,20 @@ class _Block(NamedTuple):
     """One of several that lie side by side."""
 
     sizes: Sizes
+    sequences: int
     arrays: list[np.ndarray]
     """The memory of its parameters, or of their gradients, with an axis of members in front."""
 
 
 def _forward(xz: Tensor, lengths: Sequence[int], parameters: Parameters) -> list[Tensor]:
-    blocks = _blocks(xz.shape[1], lengths, parameters)
+    blocks = _blocks(xz, lengths, parameters)
     y, given = xz.new_empty(*xz.shape[:2], blocks[0].sizes.row), flat(_widened(xz, parameters, 2))
     selected, constants = [], []
     for block in blocks:
         sizes, (own, mixing) = block.sizes, _laid_out(block)
         chosen = xz.new_empty(*xz.shape[:2], sizes.selected)
-        workers = min(threads_of_torch(), len(xz))
-        _mamba_inner.forward(given, own, mixing, sizes, len(own), len(xz), flat(y), flat(chosen), workers)
+        workers = min(threads_of_torch(), block.sequences)
+        _mamba_inner.forward(given, own, mixing, sizes, len(own), block.sequences, flat(y), flat(chosen), workers)
         selected.append(chosen)
         constants.append(torch.from_numpy(own))
     return [_narrowed(y, parameters, 1), *selected, *constants]
@@ -177,15 +180,15 @@ def _backward(
     dy: Tensor, xz: Tensor, lengths: Sequence[int], parameters: Parameters, kept: Sequence[Tensor]
 ) -> list[Tensor]:
     d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
-    blocks = _blocks(xz.shape[1], lengths, d_parameters)
+    blocks = _blocks(xz, lengths, d_parameters)
     d_xz = xz.new_empty(*xz.shape[:2], 2 * blocks[0].sizes.row)
     given = flat(_widened(dy, parameters, 1)), flat(_widened(xz, parameters, 2))
-    for (sizes, arrays), chosen, own in zip(blocks, kept[: len(blocks)], kept[len(blocks) :], strict=True):
+    for (sizes, sequences, arrays), chosen, own in zip(blocks, kept[: len(blocks)], kept[len(blocks) :], strict=True):
         constants, members = own.numpy(), len(own)
-        sums = np.zeros((members, max(1, min(len(xz) // members, CHUNKS)), constants.shape[1]), np.float32)
+        sums = np.zeros((members, max(1, min(sequences // members, CHUNKS)), constants.shape[1]), np.float32)
         chunks = sums.reshape(-1, constants.shape[1])
         workers = min(threads_of_torch(), len(chunks))
-        _mamba_inner.backward(*given, constants, flat(chosen), sizes, members, len(xz), flat(d_xz), chunks, workers)
+        _mamba_inner.backward(*given, constants, flat(chosen), sizes, members, sequences, flat(d_xz), chunks, workers)
         distribute(sizes, sums, constants, *arrays)
     return [_narrowed(d_xz, parameters, 2), *d_parameters]
 
@@ -209,15 +212,19 @@ def _by_block(parameters: Parameters) -> Iterator[Parameters]:
     return (parameters[at : at + PARAMETERS] for at in range(0, len(parameters), PARAMETERS))
 
 
-def _blocks(time: int, lengths: Sequence[int], parameters: Parameters) -> list[_Block]:
-    """The blocks, their channels filled up to whole vectors."""
+def _blocks(xz: Tensor, lengths: Sequence[int], parameters: Parameters) -> list[_Block]:
+    """The blocks, their channels filled up to whole vectors.
+
+    Where there are few sequences for the threads, each piece is one.
+    """
     each = [_arrays(block) for block in _by_block(parameters)]
     channels = [up(arrays[-1].shape[-1], LANES) for arrays in each]
-    row = sum(channels)
-    return [
-        _Block(_sizes(arrays, time, length, row, sum(channels[:at])), arrays)
-        for at, (arrays, length) in enumerate(zip(each, lengths, strict=True))
-    ]
+    blocks = []
+    for at, (arrays, length) in enumerate(zip(each, lengths, strict=True)):
+        time = length if len(xz) < CHUNKS * len(arrays[-1]) else xz.shape[1]
+        sizes = _sizes(arrays, time, length, sum(channels), sum(channels[:at]))
+        blocks.append(_Block(sizes, len(xz) * xz.shape[1] // time, arrays))
+    return blocks
 
 
 def _sizes(arrays: Sequence[np.ndarray], time: int, length: int, row: int, first: int) -> Sizes:
@@ -227,7 +234,7 @@ def _sizes(arrays: Sequence[np.ndarray], time: int, length: int, row: int, first
 
 def _laid_out(block: _Block) -> tuple[np.ndarray, np.ndarray]:
     """The parameters as the kernels want them, a row for each member; and W_x once more, turned."""
-    (sizes, arrays), members = block, len(block.arrays[-1])
+    (sizes, _, arrays), members = block, len(block.arrays[-1])
     constants = np.zeros((members, (sizes.dt_bias + 1) * sizes.channels), np.float32)
     mixing = np.zeros(members * sizes.channels * sizes.selected, np.float32)
     lay_out(sizes, *arrays, constants, mixing)
