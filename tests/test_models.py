@@ -398,10 +398,8 @@ def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space
     ],
 )
 def test_branches_side_by_side_are_those_one_by_one(changes):
-    model, inputs = (
-        build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS),
-        window(CONTINUOUS, 6, batch=20),
-    )
+    model = build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS)
+    inputs = window(CONTINUOUS, 6, batch=20)
     parameters, found = list(model.parameters()), []
     for together in (nullcontext(), blocks_with(mamba_inner)):
         with together, mock.patch.object(gloma.mamba, "side_by_side", wraps=mamba.side_by_side) as used:
