@@ -188,15 +188,17 @@ leave
 RAY = r"""
 # One Ray process group per node, each a step of this job. The step's task starts Ray with a temporary folder of its own
 # and ends it on USR2. TERM comes from Slurm; where a preemption reaches the steps alone, it is passed on to the script.
+# A worker that is still starting does not see Ray end, and would make its folder anew.
 keep_ray='
 home=$(mktemp -d /tmp/ray.XXXXXX) || exit 1
-trap "kill \$ray; wait \$ray; rm -rf $home; exit 0" USR2
+remove() { while pkill -KILL -f "$home"; do sleep 0.1; done; rm -rf "$home"; }
+trap "kill \$ray; wait \$ray; remove; exit 0" USR2
 trap "scancel --batch --signal=USR1 $SLURM_JOB_ID" TERM
 setsid ray start --temp-dir="$home" --block --disable-usage-stats \
   --dashboard-agent-listen-port=0 "$@" &
 ray=$!
 until wait "$ray"; code=$?; ! kill -0 "$ray" 2>/dev/null; do :; done
-rm -rf "$home"
+remove
 exit "$code"
 '
 folder=$SLURM_SUBMIT_DIR/.scaling-ray-$SLURM_JOB_ID

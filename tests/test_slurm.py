@@ -277,19 +277,40 @@ def test_an_interrupted_job_is_requeued_so_many_times_and_no_more(site, tmp_path
     assert site.fields(job)["ExitCode"] == "75:0"
 
 
-@needs_slurm
-def test_a_node_on_which_ray_does_not_start_is_one_line(site, tmp_path):
-    programs = tmp_path / "bin"
+def submit_with(ray: str, command: tuple[str, ...], site: Slurm, folder: Path) -> str:
+    """The number of a job that has ended, in which the program `ray` was this one."""
+    programs = folder / "bin"
     programs.mkdir()
-    (programs / "ray").write_text("#!/bin/bash\necho broken\nexit 3\n")
+    (programs / "ray").write_text(f"#!/bin/bash\n{ray}")
     (programs / "ray").chmod(0o755)
     place = {**site.environment, "PATH": f"{programs}:{site.environment['PATH']}"}
-    script = render(Job(command=COMMAND, time="1:00:00", cpus_per_node=2, output=str(tmp_path / "log")))
-    done = subprocess.run(
-        ["sbatch", "--parsable"], input=script, cwd=tmp_path, env=place, capture_output=True, text=True
-    )
-    job = done.stdout.strip()
+    script = render(Job(command=command, time="1:00:00", cpus_per_node=2, output=str(folder / "log")))
+    done = subprocess.run(["sbatch", "--parsable"], input=script, cwd=folder, env=place, capture_output=True, text=True)
     wait_for(lambda: site.ask("squeue", "--noheader") == "", 60, "the end")
+    return done.stdout.strip()
+
+
+STRAGGLER = """
+for word; do [[ $word == --temp-dir=* ]] && home=${word#*=}; done
+echo "$home" >home
+bash -c 'trap "" TERM USR2; while :; do kill -0 "$0" || mkdir -p "$1/late"; done' $$ "$home" 2>/dev/null &
+trap exit TERM
+echo Ray runtime started
+while :; do sleep 0.1; done
+"""
+
+
+@needs_slurm
+def test_a_worker_that_outlives_ray_leaves_no_folder(site, tmp_path):
+    job = submit_with(STRAGGLER, ("true",), site, tmp_path)
+    wait_for(lambda: processes_of(tmp_path) == {}, 20, "no process left", lambda: str(processes_of(tmp_path)))
+    assert site.fields(job)["ExitCode"] == "0:0"
+    assert not Path((tmp_path / "home").read_text().strip()).exists()
+
+
+@needs_slurm
+def test_a_node_on_which_ray_does_not_start_is_one_line(site, tmp_path):
+    job = submit_with("echo broken\nexit 3\n", COMMAND, site, tmp_path)
     logs = tmp_path / f".scaling-ray-{job}"
     assert (tmp_path / "log").read_text() == f"slurm job {job}: Ray did not start on n1; see {logs}/n1-0.log\n"
     assert "broken" in (logs / "n1-0.log").read_text()
