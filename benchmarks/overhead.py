@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from scaling import grid, results
-from scaling.driver import available_cpus
+from scaling.resources import available_cpus
 from scaling.root import open_root
 from scaling.runs import identify
 

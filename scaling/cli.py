@@ -53,7 +53,8 @@ class Door(Verbs):
         """A verb by its name."""
         if cmd_name not in VERBS:
             return None
-        module = importlib.import_module(f"scaling.{VERBS[cmd_name]}")
+        with garbage.paused():
+            module = importlib.import_module(f"scaling.{VERBS[cmd_name]}")
         verb: click.Command = getattr(module, f"{cmd_name}_verb")
         return verb
 

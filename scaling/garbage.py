@@ -6,6 +6,19 @@ It goes through every object there is, and after the imports of PyTorch and Ray 
 import atexit
 import functools
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """For imports, through which it would go again and again as they come; what is there after them is left out."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def collect() -> None:

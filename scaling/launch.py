@@ -1,46 +1,22 @@
 """Have the runs of a sweep done, with Ray or without."""
 
 import errno
-from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 
 from scaling import manifest, plan, serial
-from scaling.driver import (
-    CLIENT,
-    LOCAL,
-    NO_RAY,
-    Habits,
-    Replaces,
-    Resources,
-    Watcher,
-    available_cpus,
-    manifest_of,
-    orders_of,
-)
+from scaling.driver import Replaces, Watcher, manifest_of, orders_of
 from scaling.errors import UserError
 from scaling.interrupts import Interrupts
 from scaling.order import Order
 from scaling.packing import packs_of
 from scaling.packs import Packs
 from scaling.progress import SweepProgress
+from scaling.resources import CLIENT, LOCAL, NO_RAY, Resources, Settings, available_cpus
 from scaling.root import Root, check_writable
 from scaling.runs import Runs
 from scaling.work import Work
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a sweep is carried out; none of it can change a result."""
-
-    resources: Resources
-    habits: Habits
-    trackers: tuple[str, ...]
-    wait: bool
-    """Stay while others hold the last runs."""
-    is_sound: bool
-    """Whether a run of the sweep was done before."""
 
 
 def launch(
@@ -60,8 +36,6 @@ def launch(
         UserError: a run does not fit its dataset, the root cannot be written, or Ray cannot be used.
 
     """
-    _check(settings)
-    _check_batches(runs, settings.resources.workers)
     costs = plan.plan(runs)
     _check_root(root, runs.sweep.name, digest)
     manifest.write(root, manifest_of(runs, costs, digest))
@@ -132,11 +106,6 @@ def _with_ray(
         sweep.run(work, orders, settings.resources, shown, watching.callbacks(), interrupts)
 
 
-def _check_pack(pack: int, trackers: tuple[str, ...]) -> None:
-    for name in {"wandb", "mlflow"} & set(trackers) if pack > 1 else ():
-        raise UserError(f"--pack {pack} cannot go with --log {name}, which takes one run at a time; leave one out")
-
-
 def _check_root(root: Root, sweep: str, digest: str) -> None:
     """Refuse a root that cannot be written.
 
@@ -151,27 +120,3 @@ def _check_root(root: Root, sweep: str, digest: str) -> None:
         if manifest.read(root, sweep, digest) is not None:
             raise OSError(errno.EIO, str(error), root.uri) from error
         raise
-
-
-def _check_batches(runs: Runs, workers: int) -> None:
-    smallest = min(spec.train.batch for spec in runs.specs.values())
-    if workers > smallest:
-        raise UserError(f"--workers {workers} cannot share a train.batch of {smallest}; use fewer workers")
-
-
-def _check(settings: Settings) -> None:
-    """Refuse what could never start."""
-    wanted = settings.resources
-    _check_pack(wanted.pack or 1, settings.trackers)
-    if wanted.address == NO_RAY:
-        if wanted.workers > 1:
-            raise UserError(f"--workers {wanted.workers} needs Ray; use --address local, or one worker")
-        if set(settings.trackers) - {"none"}:
-            raise UserError(f"--log {settings.trackers[0]} needs Ray; use --address local")
-        return
-    cpus = wanted.cpus or (available_cpus() if wanted.address == LOCAL else None)
-    if cpus is not None and wanted.threads * wanted.workers > cpus:
-        raise UserError(
-            f"one run takes {wanted.workers} worker(s) x {wanted.threads} thread(s), and there are {cpus} core(s) to "
-            "use; lower --workers or --threads"
-        )

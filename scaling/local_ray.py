@@ -5,7 +5,8 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,14 +28,43 @@ def local_ray(cpus: int) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    with _loopback():
+        try:
+            with _quiet():
+                _start(cpus)
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def starting_ray(cpus: int) -> Iterator[Callable[[], None]]:
+    """The same, started beside the block by a thread, for which the function waits that is handed out."""
+    if ray.is_initialized():
+        yield lambda: None
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    with _loopback(), ThreadPoolExecutor(1) as thread:
+        started = thread.submit(_start, cpus)
+        try:
+            yield started.result
+        finally:
+            started.exception()
+            ray.shutdown()
+
+
+def _start(cpus: int) -> None:
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_SILENT)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Every port of a Ray that is started is bound to the loopback address."""
     before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # then every port is bound to the loopback address
+    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        with _quiet():
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_SILENT)
         yield
     finally:
-        ray.shutdown()
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 

@@ -1,5 +1,6 @@
 """Learning rates, and which parameters decay."""
 
+import inspect
 import math
 from typing import Any
 
@@ -39,11 +40,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decays, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
 
 
-def optimiser_of(groups: list[dict[str, Any]], device: torch.device) -> torch.optim.AdamW:
+class AdamW(torch.optim.AdamW):
+    """PyTorch's own, less what it does for ``torch.compile``, whose import costs each process seconds."""
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+    zero_grad = inspect.unwrap(torch.optim.AdamW.zero_grad)
+    add_param_group = inspect.unwrap(torch.optim.AdamW.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.AdamW.load_state_dict)
+
+
+def optimiser_of(groups: list[dict[str, Any]], device: torch.device) -> AdamW:
     """AdamW with these groups and settings of their own; on a GPU one whose steps a CUDA graph may hold."""
     for group in groups:
         group["capturable"] = device.type == "cuda"
-    return torch.optim.AdamW(groups, fused=True)
+    return AdamW(groups, fused=True)
 
 
 def plain_state(optimiser: torch.optim.Optimizer) -> dict[str, Any]:

@@ -40,6 +40,9 @@ TRIAL = 0.2
 NO_LIMIT = 10**6
 """Members that have room where the free memory is not known."""
 
+WORTH_TRYING = 2_500
+"""Updates of all runs of a shape together below which a trial, which takes the time of hundreds, does not pay."""
+
 MEMORY = 0.5
 """Share of the free memory that packs may take."""
 
@@ -73,8 +76,10 @@ def packs_of(runs: Runs, costs: Costs, names: Sequence[str], slots: int, wanted:
     sizes, shares = dict.fromkeys(alike, 1), dict.fromkeys(alike, 1.0)
     for shape, each in sorted(alike.items(), key=lambda item: _work(costs[item[1][0]])):
         most, smallest = -(-len(each) // slots), min(each, key=lambda name: costs[name].D)
-        sizes[shape], shares[shape] = _tried(runs, smallest, most, slots) if most > 1 else (1, 1.0)
-        if most > 1 and sizes[shape] == 1:  # larger ones gain even less
+        if most == 1 or sum(costs[name].updates for name in each) < WORTH_TRYING:
+            continue
+        sizes[shape], shares[shape] = _tried(runs, smallest, most, slots)
+        if sizes[shape] == 1:  # larger ones gain even less
             break
     return Packs(shapes, sizes, shares)
 

@@ -9,10 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from scaling import grid, results
+from scaling import garbage, grid, results
 from scaling.arguments import PATH
 from scaling.identity import read_fields
 from scaling.progress import duration
+from scaling.resources import available_cpus
 from scaling.root import open_root
 from scaling.run_verbs import CPUS, PACK, ROOT, THREADS
 from scaling.runs import Runs, identify, value_of
@@ -48,11 +49,11 @@ def plan_verb(sweep: Path, root: str, cpus: int | None, threads: int, pack: int 
     as the runs will have, and includes start-up, held-out losses and rollouts as long as recorded episodes.
     """
     begin = time.perf_counter()
-    import torch  # optional extra: train
+    with garbage.paused():
+        import torch  # optional extra: train
 
-    from scaling import plan  # optional extra: train
-    from scaling.driver import available_cpus  # optional extra: train
-    from scaling.packing import packs_of  # optional extra: train
+        from scaling import plan  # optional extra: train
+        from scaling.packing import packs_of  # optional extra: train
 
     imports = time.perf_counter() - begin
     runs = identify(grid.read(sweep))

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from scaling import grid
+from scaling import garbage, grid
 from scaling.arguments import PATH
 from scaling.errors import UserError
 from scaling.run_verbs import THREADS
@@ -42,9 +42,10 @@ def profile_verb(sweep: Path, wanted: str | None, threads: int, seconds: float, 
     The run is trained for some seconds and forgotten: no row is written. The floor is the time that the update's
     matrix products would take at the rate of a large one, measured in the same process.
     """
-    import torch  # optional extra: train
+    with garbage.paused():
+        import torch  # optional extra: train
 
-    from scaling import plan, step_profile  # optional extra: train
+        from scaling import plan, step_profile  # optional extra: train
 
     runs = identify(grid.read(sweep))
     costs = plan.plan(runs)

@@ -9,9 +9,10 @@ import ray
 
 from scaling import results, sweep
 from scaling.desk import open_desk
-from scaling.driver import Resources, Watcher
+from scaling.driver import Watcher
 from scaling.local_ray import running_ray, told_when_lost
 from scaling.order import Order
+from scaling.resources import Resources
 from scaling.root import Root
 from scaling.trackers import Wanted
 from scaling.work import LOOK, Work

@@ -1,18 +1,19 @@
 """The verbs that have a sweep done and watch over it: ``run``, ``status``, ``retry`` and ``collect``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
-from scaling import claims, episodes, grid, manifest, results, standing
+from scaling import claims, episodes, garbage, grid, manifest, results, standing
 from scaling.arguments import PATH, options
 from scaling.errors import UserError
 from scaling.exit_codes import FAILED_RUNS, INTERRUPTED
 from scaling.interrupts import Interrupts
 from scaling.manifest import Known
 from scaling.progress import duration
+from scaling.resources import LOCAL, Habits, Resources, Settings, available_cpus, check
 from scaling.root import Root, open_root
 from scaling.runs import Runs, identify
 from scaling.standing import Standing, Working
@@ -127,33 +128,35 @@ def run_verb(
     SIGTERM and SIGUSR1 are a first Ctrl-C. The same command goes on. Exit code 0: all done; 1: some runs failed;
     75: interrupted with work left; 2: the input cannot be used.
     """
+    wanted = Resources(
+        address=address,
+        cpus=cpus,
+        workers=workers,
+        threads=threads,
+        gpus=gpus,
+        max_concurrent=max_concurrent,
+        pack=pack,
+        retries=retries,
+    )
+    habits = Habits(threads=threads, checkpoint_seconds=checkpoint_seconds, keep_checkpoints=keep_checkpoints)
     with Interrupts() as interrupts:
         digest = manifest.digest_of(sweep)
-        runs, place = identify(grid.read(sweep)), open_root(root)
+        read, place = grid.read(sweep), open_root(root)
+        check(wanted, trackers, read.runs)
+        ready = _ray_started(wanted) if only == "failed" or _may_lack_runs(place, read.name, digest) else None
+        with garbage.paused():  # imports PyTorch
+            runs = identify(read)
         before = standing.look(place, list(runs.specs))
         todo = _todo(before, only)
         given_up = None
         if todo:
-            from scaling.driver import Habits, Resources  # optional extra: train
-            from scaling.launch import Settings, launch  # optional extra: train
+            with garbage.paused():
+                from scaling.launch import launch  # optional extra: train
 
+            if ready:
+                ready()
             settings = Settings(
-                resources=Resources(
-                    address=address,
-                    cpus=cpus,
-                    workers=workers,
-                    threads=threads,
-                    gpus=gpus,
-                    max_concurrent=max_concurrent,
-                    pack=pack,
-                    retries=retries,
-                ),
-                habits=Habits(
-                    threads=threads, checkpoint_seconds=checkpoint_seconds, keep_checkpoints=keep_checkpoints
-                ),
-                trackers=trackers,
-                wait=not no_wait,
-                is_sound=bool(before.done),
+                resources=wanted, habits=habits, trackers=trackers, wait=not no_wait, is_sound=bool(before.done)
             )
             with _trouble_passes(place):
                 given_up = launch(runs, place, todo, digest, settings, interrupts)
@@ -164,6 +167,25 @@ def run_verb(
         code = code or INTERRUPTED
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _ray_started(wanted: Resources) -> Callable[[], None] | None:
+    """Have a Ray of this machine start while PyTorch is imported, which takes as long; what is returned waits for it.
+
+    It ends after the verb, when all has been said.
+    """
+    if wanted.address != LOCAL:
+        return None
+    from scaling.local_ray import starting_ray  # optional extra: train
+
+    starting = starting_ray(wanted.cpus or available_cpus())
+    return click.get_current_context().find_root().with_resource(starting)
+
+
+def _may_lack_runs(root: Root, name: str, digest: str) -> bool:
+    """Whether runs without a row may be left of a sweep, as far as the root alone knows."""
+    left = manifest.read(root, name, digest)
+    return left is None or not {results.row_path(run_id) for run_id in left.runs} <= set(root.files())
 
 
 @contextmanager

@@ -18,23 +18,27 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**9))
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 
-import ray
-from ray import tune
-from ray.tune.progress_reporter import TrialProgressCallback
-from ray.tune.search import Searcher
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from scaling import garbage
 
-from scaling import results
-from scaling.attempt import Alone, Team, give_up
-from scaling.desk import open_desk
-from scaling.driver import LOCAL, Resources, Watcher, available_cpus
-from scaling.errors import UserError
-from scaling.local_ray import local_ray, running_ray, told_when_lost
-from scaling.order import Order
-from scaling.pack import attempt_together
-from scaling.root import open_root
-from scaling.team import Together
-from scaling.work import Work
+with garbage.paused():
+    import ray
+    from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.search import Searcher
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from scaling import results
+    from scaling.attempt import Alone, Team, give_up
+    from scaling.desk import open_desk
+    from scaling.driver import Watcher
+    from scaling.errors import UserError
+    from scaling.local_ray import local_ray, running_ray, told_when_lost
+    from scaling.order import Order
+    from scaling.pack import attempt_together
+    from scaling.resources import LOCAL, Resources, available_cpus
+    from scaling.root import open_root
+    from scaling.team import Together
+    from scaling.work import Work
 
 REPORT_SECONDS = 2.0
 """A process speaks up about this often; each word waits for the driver."""

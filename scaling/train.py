@@ -22,7 +22,7 @@ from scaling.errors import UserError
 from scaling.identity import canonical, check_model, run_id
 from scaling.ops.selective_scan import kernel_name
 from scaling.rollouts import check_env, returns_of
-from scaling.spec import RunSpec
+from scaling.spec import DataSpec, RunSpec
 from scaling.store import Store
 from scaling.training import Report, Training, silent
 from scaling.windows import Normaliser
@@ -103,13 +103,24 @@ def row_of(
     row = {
         **identity(spec, store.digest),
         "fraction": cost.share,
-        **diversity(subset.training, store),
+        **_diversity_of(spec, store, subset),
         **measured,
         **returns_of(spec, played),
         "device": _device_name(accelerator),
         "status": results.DONE,
     }
     return Outcome(row, [{"run_id": row["run_id"], **episode} for episode in played])
+
+
+_diversities: dict[tuple[str, DataSpec], dict[str, Any]] = {}
+"""Of the subsets that this process has trained on; the runs of a sweep share them."""
+
+
+def _diversity_of(spec: RunSpec, store: Store, subset: Subset) -> dict[str, Any]:
+    key = store.digest, spec.data
+    if key not in _diversities:
+        _diversities[key] = diversity(subset.training, store)
+    return _diversities[key]
 
 
 def forget_company() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from scaling import plug
 from scaling.batches import Resident, resident_on
@@ -17,7 +18,7 @@ from scaling.course import Course
 from scaling.evaluate import summed_loss
 from scaling.flat import Flat
 from scaling.layers.dropout import Share, take_share
-from scaling.optimisation import load_state, optimiser_of, peak_rate, plain_state
+from scaling.optimisation import AdamW, load_state, optimiser_of, peak_rate, plain_state
 from scaling.replay import Numbers, Update
 from scaling.rollouts import episode_rows, play
 from scaling.spec import RunSpec, Space
@@ -60,7 +61,7 @@ class Training:
         self.keeper = keeper or Nobody()
         self.course = Course(spec, space, subset, updates, accelerator.device, *residents(subset, accelerator, {}))
         self.bare = build(spec, space)
-        self.model = accelerator.prepare(self.bare)  # first, since it may move the parameters
+        self.model = accelerator.prepare(self.bare, device_placement=[True])  # first, since it may move the parameters
         self.flat, optimiser = flattened(spec, self.bare)
         self.optimiser = accelerator.prepare(optimiser)
         self.shares = shares_of(spec.train.batch, accelerator, micro_batches)
@@ -149,7 +150,7 @@ class Training:
 
     def _descend(self, rate: float | Tensor) -> None:
         """Clip what gradients there are, step, and forget them."""
-        self.accelerator.clip_grad_norm_(self.flat.parts, self.spec.train.clip)
+        clip_grad_norm_(self.flat.parts, self.spec.train.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
@@ -201,7 +202,7 @@ def build(spec: RunSpec, space: Space) -> nn.Module:
     return model
 
 
-def flattened(spec: RunSpec, model: nn.Module) -> tuple[Flat, torch.optim.AdamW]:
+def flattened(spec: RunSpec, model: nn.Module) -> tuple[Flat, AdamW]:
     """The parameters of the run's network, where they are to stay, as rows; and their optimiser."""
     flat = Flat(model, spec.train.weight_decay)
     settings = {"lr": peak_rate(spec.train, spec.model.width), "betas": (0.9, spec.train.beta2)}

@@ -66,9 +66,11 @@ def test_a_sweep_in_packs_has_every_row_and_nothing_else_is_left(sweep, where):
 
 
 def test_without_the_option_packs_are_found_by_trying(sweep):
+    text = sweep.read_text().replace(AXES, "{seed: [0, 1, 2, 3, 4, 5]}").replace("amount: 20", "amount: 420")
+    sweep.write_text(text)  # enough updates for a trial to pay
     said = scaling("run", sweep, "--address", "none", cwd=sweep.parent).stdout
     assert "own: 6 of 6 runs done" in said
-    assert {row["packed"] for row in rows(sweep.parent)} <= {1, 2, 3}
+    assert {row["packed"] for row in rows(sweep.parent)} <= {1, 2, 4, 6}
     assert "6 to do" not in scaling("plan", sweep, cwd=sweep.parent).stdout
 
 

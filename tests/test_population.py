@@ -372,7 +372,7 @@ def test_a_dataset_that_has_changed_fails_its_run_alone(folder):
     assert "has changed since the sweep began" in rows[0]["error"]
 
 
-def sweep_of(folder: Path, axes: str) -> grid.Sweep:
+def sweep_of(folder: Path, axes: str, amount: int = 3000) -> grid.Sweep:
     path = folder / "own.yaml"
     path.write_text(
         f"""
@@ -380,7 +380,7 @@ name: own
 base:
   model: {{width: 16, depth: 1, context: 4, subsequence: 2}}
   data: {{path: data.hdf5}}
-  train: {{amount: 4, batch: 2, evaluations: 2}}
+  train: {{amount: {amount}, batch: 2, evaluations: 2}}
 axes: {axes}
 """
     )
@@ -443,6 +443,16 @@ def test_a_trial_that_comes_to_nothing_leaves_what_was_tried_before(folder, monk
     runs = identify(sweep_of(folder, "{seed: [0, 1, 2, 3, 4, 5]}"))
     packs = packs_of(runs, plan.plan(runs), list(runs.specs), 1, None)
     assert packs.size(next(iter(runs.specs))) == max(1, tried // 2)
+
+
+def test_short_runs_are_not_tried_but_trained(folder, monkeypatch):
+    tried = []
+    monkeypatch.setattr(
+        "scaling.packing._tried", lambda runs, name, *_: tried.append(runs.specs[name].model.width) or (1, 1.0)
+    )
+    runs = identify(sweep_of(folder, "{'model.width, train.amount': [[32, 500], [16, 2]], seed: [0, 1, 2, 3, 4, 5]}"))
+    packs_of(runs, plan.plan(runs), list(runs.specs), 2, None)
+    assert tried == [32]
 
 
 def test_a_network_that_memory_cannot_hold_is_not_tried(folder):
