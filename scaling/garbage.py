@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """For imports, through which it would go again and again as they come; what is there after them is left out."""
+    """For imports: while they last it would go through all of it again and again; afterwards all of it is left out."""
     gc.disable()
     try:
         yield
@@ -22,17 +22,12 @@ def paused() -> Iterator[None]:
 
 
 def collect() -> None:
-    """Free what is no longer used.
+    """Free what is no longer used, between two runs.
 
-    What is there at the first call is left out from then on, since Accelerate too has the collector run after each
-    training: it lives as long as the process, unless nothing refers to it any more.
+    What is in use even then is left out from now on, since Accelerate too has the collector run after each training:
+    it lives as long as the process, unless nothing refers to it any more.
     """
     gc.collect()
-    _exempt_what_is_there()
-
-
-@functools.cache
-def _exempt_what_is_there() -> None:
     gc.freeze()
 
 

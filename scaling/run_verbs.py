@@ -1,5 +1,6 @@
 """The verbs that have a sweep done and watch over it: ``run``, ``status``, ``retry`` and ``collect``."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -179,7 +180,13 @@ def _ray_started(wanted: Resources) -> Callable[[], None] | None:
     from scaling.local_ray import starting_ray  # optional extra: train
 
     starting = starting_ray(wanted.cpus or available_cpus())
-    return click.get_current_context().find_root().with_resource(starting)
+    wait = click.get_current_context().find_root().with_resource(starting)
+
+    def ready() -> None:
+        importlib.import_module("scaling.sweep")  # imports Tune, for which there is time yet
+        wait()
+
+    return ready
 
 
 def _may_lack_runs(root: Root, name: str, digest: str) -> bool:

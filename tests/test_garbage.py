@@ -3,8 +3,6 @@
 import gc
 import weakref
 
-import torch
-
 from scaling import garbage
 
 
@@ -13,14 +11,16 @@ class Circle:
         self.itself = self
 
 
-def test_what_was_imported_is_gone_through_once():
+def is_watched(thing: object) -> bool:
+    return any(seen is thing for seen in gc.get_objects())
+
+
+def test_what_is_in_use_between_runs_is_gone_through_once():
+    kept = Circle()
+    assert is_watched(kept)
     garbage.collect()
-    before = gc.get_freeze_count()
-    assert not any(seen is torch.__dict__ for seen in gc.get_objects())
-    kept = [[] for _ in range(1000)]
-    garbage.collect()
-    assert gc.get_freeze_count() <= before  # what comes later stays under watch
-    assert any(seen is kept[0] for seen in gc.get_objects())
+    assert not is_watched(kept)
+    assert is_watched(Circle())
 
 
 def test_what_a_run_leaves_in_circles_goes():
@@ -29,3 +29,11 @@ def test_what_a_run_leaves_in_circles_goes():
     assert left() is not None
     garbage.collect()
     assert left() is None
+
+
+def test_after_imports_the_collector_is_back_and_leaves_them_out():
+    with garbage.paused():
+        assert not gc.isenabled()
+        imported = Circle()
+    assert gc.isenabled()
+    assert not is_watched(imported)
