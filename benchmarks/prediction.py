@@ -34,7 +34,16 @@ axes:
   model.width: [16, 32, 64]
 """
 
-IMPORTS = "import time; begin = time.perf_counter(); from scaling import plan; print(time.perf_counter() - begin)"
+IMPORTS = """
+import time
+
+begin = time.perf_counter()
+from scaling import garbage
+
+with garbage.paused():
+    from scaling import plan
+print(time.perf_counter() - begin)
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

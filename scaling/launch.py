@@ -1,6 +1,7 @@
 """Have the runs of a sweep done, with Ray or without."""
 
 import errno
+from collections.abc import Callable
 
 import torch
 from rich.console import Console
@@ -20,7 +21,13 @@ from scaling.work import Work
 
 
 def launch(
-    runs: Runs, root: Root, replaces: Replaces, digest: str, settings: Settings, interrupts: Interrupts
+    runs: Runs,
+    root: Root,
+    replaces: Replaces,
+    digest: str,
+    settings: Settings,
+    interrupts: Interrupts,
+    await_ray: Callable[[], None],
 ) -> str | None:
     """Have runs done; why the sweep was given up, if it was.
 
@@ -31,6 +38,7 @@ def launch(
         digest: of the sweep's file.
         settings: how.
         interrupts: asks to stop.
+        await_ray: waits for a Ray that was started meanwhile.
 
     Raises:
         UserError: a run does not fit its dataset, the root cannot be written, or Ray cannot be used.
@@ -40,6 +48,8 @@ def launch(
     _check_root(root, runs.sweep.name, digest)
     manifest.write(root, manifest_of(runs, costs, digest))
     orders = orders_of(runs, costs, root, replaces, settings.habits)
+    await_ray()
+    interrupts.keep_listening()
     packs = _packs(runs, costs, list(orders), settings)
     work = Work(root, list(orders), replaces, settings.wait, settings.is_sound, packs)
     todo = {name: plan.proportion(costs[name]) * packs.share(name) for name in orders}

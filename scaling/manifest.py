@@ -1,6 +1,7 @@
 """What the root knows about a sweep: its runs and what they will take, so that any machine can tell how it stands.
 
-It is written when a sweep is run, and again when the sweep has changed; nothing but ``status`` and ``retry`` reads it.
+It is written when a sweep is run, and again when the sweep has changed. ``status`` and ``retry`` read it; ``run`` does,
+to tell whether there may be work before it knows the runs.
 """
 
 import hashlib

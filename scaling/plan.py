@@ -23,11 +23,11 @@ Costs = dict[str, Cost]
 BUDGET = 6.0
 """Seconds of trials; with what a process does but once, and the last trial begun, a plan takes somewhat longer."""
 
-START_UP, IMPORTS = 3.0, 6.0
+START_UP, IMPORTS = 3.0, 4.0
 """Seconds from the command to the first run: a constant, and so many times what imports take in one process.
 
-The driver imports, then Ray and its own processes, then those that train, all at once. ``python -m
-benchmarks.prediction`` measures it; on two cores that were busy with other work it was 7 to 13 times the imports.
+The driver imports while Ray and its own processes start, then those that train, all at once. ``python -m
+benchmarks.prediction`` measures it: on two cores 16 s, where imports took 3.0 s.
 """
 
 PER_RUN = 0.3

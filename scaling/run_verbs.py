@@ -144,7 +144,8 @@ def run_verb(
         digest = manifest.digest_of(sweep)
         read, place = grid.read(sweep), open_root(root)
         check(wanted, trackers, read.runs)
-        ready = _ray_started(wanted) if only == "failed" or _may_lack_runs(place, read.name, digest) else None
+        may_lack_runs = only == "failed" or _may_lack_runs(place, read.name, digest)
+        await_ray = _ray_started(wanted) if may_lack_runs and wanted.address == LOCAL else _nothing
         with garbage.paused():  # imports PyTorch
             runs = identify(read)
         before = standing.look(place, list(runs.specs))
@@ -154,13 +155,11 @@ def run_verb(
             with garbage.paused():
                 from scaling.launch import launch  # optional extra: train
 
-            if ready:
-                ready()
             settings = Settings(
                 resources=wanted, habits=habits, trackers=trackers, wait=not no_wait, is_sound=bool(before.done)
             )
             with _trouble_passes(place):
-                given_up = launch(runs, place, todo, digest, settings, interrupts)
+                given_up = launch(runs, place, todo, digest, settings, interrupts, await_ray)
     with _trouble_passes(place):
         code = _summary(runs, place, given_up, no_wait, only)
     if manifest.digest_of(sweep) != digest:
@@ -170,23 +169,25 @@ def run_verb(
         raise click.exceptions.Exit(code)
 
 
-def _ray_started(wanted: Resources) -> Callable[[], None] | None:
+def _nothing() -> None:
+    """No Ray to wait for."""
+
+
+def _ray_started(wanted: Resources) -> Callable[[], None]:
     """Have a Ray of this machine start while PyTorch is imported, which takes as long; what is returned waits for it.
 
     It ends after the verb, when all has been said.
     """
-    if wanted.address != LOCAL:
-        return None
     from scaling.local_ray import starting_ray  # optional extra: train
 
     starting = starting_ray(wanted.cpus or available_cpus())
     wait = click.get_current_context().find_root().with_resource(starting)
 
-    def ready() -> None:
+    def await_ray() -> None:
         importlib.import_module("scaling.sweep")  # imports Tune, for which there is time yet
         wait()
 
-    return ready
+    return await_ray
 
 
 def _may_lack_runs(root: Root, name: str, digest: str) -> bool:
