@@ -36,10 +36,9 @@ axes:
 
 IMPORTS = """
 import time
+from scaling import garbage, plan_verb
 
 begin = time.perf_counter()
-from scaling import garbage
-
 with garbage.paused():
     from scaling import plan
 print(time.perf_counter() - begin)

@@ -106,7 +106,7 @@ def _with_ray(
     shown: Watcher,
     interrupts: Interrupts,
 ) -> None:
-    from scaling import remote, sweep, trackers  # import Ray, which takes seconds and is not needed everywhere
+    from scaling import remote, sweep, trackers  # import Ray, which is not needed everywhere
 
     labels = {name: runs.label(name) for name in orders}
     watching = trackers.Wanted(settings.trackers, root, runs.sweep.name, labels)

@@ -39,7 +39,10 @@ def local_ray(cpus: int) -> Iterator[None]:
 
 @contextmanager
 def starting_ray(cpus: int) -> Iterator[Callable[[], None]]:
-    """The same, started beside the block by a thread, for which the function waits that is handed out."""
+    """The same, started beside the block by a thread, for which the function waits that is handed out.
+
+    The thread must live as long as Ray, whose processes end with the thread that started them.
+    """
     if ray.is_initialized():
         yield lambda: None
         return

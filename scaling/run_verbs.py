@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from scaling import claims, episodes, garbage, grid, manifest, results, standing
+from scaling import claims, episodes, garbage, grid, manifest, plug, results, standing
 from scaling.arguments import PATH, options
 from scaling.errors import UserError
 from scaling.exit_codes import FAILED_RUNS, INTERRUPTED
@@ -34,8 +34,8 @@ PACK = click.option(
     type=click.IntRange(1),
     envvar="SCALING_PACK",
     show_envvar=True,
-    help="Runs of one shape that are trained together.  [default: found by trying on this machine; 1 on a cluster, "
-    "with several --workers, with --no-wait, and for W&B and MLflow]",
+    help="Runs of one shape that are trained together.  [default: found by trying on this machine; 1 where a shape has "
+    "few updates to do, on a cluster, with several --workers, with --no-wait, and for W&B and MLflow]",
 )
 RESOURCES = (
     click.option(
@@ -140,26 +140,29 @@ def run_verb(
         retries=retries,
     )
     habits = Habits(threads=threads, checkpoint_seconds=checkpoint_seconds, keep_checkpoints=keep_checkpoints)
-    with Interrupts() as interrupts:
-        digest = manifest.digest_of(sweep)
-        read, place = grid.read(sweep), open_root(root)
-        check(wanted, trackers, read.runs)
-        may_lack_runs = only == "failed" or _may_lack_runs(place, read.name, digest)
-        await_ray = _ray_started(wanted) if may_lack_runs and wanted.address == LOCAL else _nothing
-        with garbage.paused():  # imports PyTorch
-            runs = identify(read)
-        before = standing.look(place, list(runs.specs))
-        todo = _todo(before, only)
-        given_up = None
-        if todo:
-            with garbage.paused():
-                from scaling.launch import launch  # optional extra: train
+    to_the_end = click.get_current_context().find_root().with_resource
+    interrupts = to_the_end(Interrupts())  # before Ray, which thus ends before it
+    digest = manifest.digest_of(sweep)
+    read, place = grid.read(sweep), open_root(root)
+    check(wanted, trackers, read.runs)
+    may_lack_runs = only == "failed" or _may_lack_runs(place, read.name, digest)
+    await_ray = to_the_end(_ray(wanted)) if may_lack_runs and wanted.address == LOCAL else _nothing
+    with garbage.paused():
+        for kind in {spec.model.kind for spec in read.runs}:
+            plug.load("models", kind)  # imports PyTorch
+    runs = identify(read)
+    before = standing.look(place, list(runs.specs))
+    todo = _todo(before, only)
+    given_up = None
+    if todo:
+        with garbage.paused():
+            from scaling.launch import launch  # optional extra: train
 
-            settings = Settings(
-                resources=wanted, habits=habits, trackers=trackers, wait=not no_wait, is_sound=bool(before.done)
-            )
-            with _trouble_passes(place):
-                given_up = launch(runs, place, todo, digest, settings, interrupts, await_ray)
+        settings = Settings(
+            resources=wanted, habits=habits, trackers=trackers, wait=not no_wait, is_sound=bool(before.done)
+        )
+        with _trouble_passes(place):
+            given_up = launch(runs, place, todo, digest, settings, interrupts, await_ray)
     with _trouble_passes(place):
         code = _summary(runs, place, given_up, no_wait, only)
     if manifest.digest_of(sweep) != digest:
@@ -173,21 +176,18 @@ def _nothing() -> None:
     """No Ray to wait for."""
 
 
-def _ray_started(wanted: Resources) -> Callable[[], None]:
-    """Have a Ray of this machine start while PyTorch is imported, which takes as long; what is returned waits for it.
-
-    It ends after the verb, when all has been said.
-    """
+@contextmanager
+def _ray(wanted: Resources) -> Iterator[Callable[[], None]]:
+    """A Ray of this machine starts while PyTorch is imported, which takes as long; the function given waits for it."""
     from scaling.local_ray import starting_ray  # optional extra: train
 
-    starting = starting_ray(wanted.cpus or available_cpus())
-    wait = click.get_current_context().find_root().with_resource(starting)
+    with starting_ray(wanted.cpus or available_cpus()) as wait:
 
-    def await_ray() -> None:
-        importlib.import_module("scaling.sweep")  # imports Tune, for which there is time yet
-        wait()
+        def await_ray() -> None:
+            importlib.import_module("scaling.sweep")  # imports Tune, for which there is time yet
+            wait()
 
-    return await_ray
+        yield await_ray
 
 
 def _may_lack_runs(root: Root, name: str, digest: str) -> bool:

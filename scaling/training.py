@@ -149,7 +149,10 @@ class Training:
         return loss.detach()
 
     def _descend(self, rate: float | Tensor) -> None:
-        """Clip what gradients there are, step, and forget them."""
+        """Clip what gradients there are, step, and forget them.
+
+        Accelerate would clip the same, and import DTensor, which like the check of placement takes seconds.
+        """
         clip_grad_norm_(self.flat.parts, self.spec.train.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = rate

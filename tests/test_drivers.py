@@ -48,8 +48,9 @@ def test_a_library_that_takes_the_signals_does_not_keep_them():
 LISTENING = """
 import os, ray
 from pathlib import Path
-from scaling.local_ray import local_ray
-with local_ray(1):
+from scaling.local_ray import local_ray, starting_ray
+with START as ready:
+    ready and ready()
     ray.get(ray.remote(lambda: os.getpid()).remote())
     kin = {os.getpid()}
     parents = {int(p.name): int((p / "stat").read_text().rpartition(")")[2].split()[1])
@@ -76,8 +77,10 @@ with local_ray(1):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks at open ports as Linux tells them")
-def test_a_ray_of_this_machine_alone_listens_on_the_loopback_alone():
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, timeout=120)
+@pytest.mark.parametrize("start", ["local_ray(1)", "starting_ray(1)"])
+def test_a_ray_of_this_machine_alone_listens_on_the_loopback_alone(start):
+    script = LISTENING.replace("START", start)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     heard = done.stdout.split()
     assert len(heard) >= 4

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from scaling import episodes, results
+from scaling.cli import main
 from scaling.root import open_root
 
 from conftest import make_columns, write_hdf5
@@ -51,6 +53,19 @@ def test_every_run_of_a_sweep_ends_as_a_row_and_nothing_else_is_left(smoke):
     assert {Path(name).name for name in rows} == {"row.parquet", "episodes.parquet"}
     assert {Path(name).parent for name in logs} <= {Path(name).parent for name in rows}
     assert set(files) - set(rows) - set(logs) == {"runs/sweeps/smoke.json"}
+
+
+def test_where_every_run_has_its_row_no_ray_is_started(smoke, monkeypatch):
+    def starting_ray(cpus):
+        raise AssertionError("started")
+
+    monkeypatch.setattr("scaling.local_ray.starting_ray", starting_ray)
+    root = str(smoke / "runs")
+    said = CliRunner().invoke(main, ["run", str(SMOKE), "--root", root])
+    assert said.exit_code == 0
+    assert said.stdout.startswith("smoke: 4 of 4 runs done")
+    with pytest.raises(AssertionError, match="started"):
+        CliRunner().invoke(main, ["run", str(SMOKE), "--root", root + "2"], catch_exceptions=False)
 
 
 def test_every_rolled_out_episode_is_a_row_beside_the_table(smoke):

@@ -68,6 +68,18 @@ def test_a_row_says_what_was_done(data):
     assert row["C"] == 3 * plug.load("models", "mambadm").flops(spec.model, Space(state=4, action=2), 6) * 8 * 12
 
 
+def test_measures_of_a_subset_are_those_of_a_process_that_saw_no_other(data):
+    spec, folder = data
+    store = open_store(spec, folder)
+    half = dataclasses.replace(spec, data=dataclasses.replace(spec.data, fraction=0.5))
+    both = [training.train(each, store).row for each in (spec, half)]
+    training._diversities.clear()
+    alone = training.train(half, store).row
+    measures = ("return_quantiles", "return_sd", "coverage", "entropy")
+    assert [both[1][name] for name in measures] == [alone[name] for name in measures]
+    assert both[0]["entropy"] != both[1]["entropy"]
+
+
 def test_training_beats_the_best_constant_prediction(data):
     spec, folder = data
     spec = dataclasses.replace(spec, train=TrainSpec(amount=150.0, batch=16, evaluations=3, learning_rate=3e-3))

@@ -72,7 +72,7 @@ leave() {
 # A worker that is still starting does not see Ray end, and would make its folder anew.
 keep_ray='
 home=$(mktemp -d /tmp/ray.XXXXXX) || exit 1
-remove() { while pkill -KILL -f "$home"; do sleep 0.1; done; rm -rf "$home"; }
+remove() { for _ in {1..50}; do pkill -KILL -f "$home" || break; sleep 0.1; done; rm -rf "$home"; }
 trap "kill \$ray; wait \$ray; remove; exit 0" USR2
 trap "scancel --batch --signal=USR1 $SLURM_JOB_ID" TERM
 setsid ray start --temp-dir="$home" --block --disable-usage-stats \
