@@ -372,7 +372,7 @@ def test_a_dataset_that_has_changed_fails_its_run_alone(folder):
     assert "has changed since the sweep began" in rows[0]["error"]
 
 
-def sweep_of(folder: Path, axes: str, amount: int = 3000) -> grid.Sweep:
+def sweep_of(folder: Path, axes: str) -> grid.Sweep:
     path = folder / "own.yaml"
     path.write_text(
         f"""
@@ -380,7 +380,7 @@ name: own
 base:
   model: {{width: 16, depth: 1, context: 4, subsequence: 2}}
   data: {{path: data.hdf5}}
-  train: {{amount: {amount}, batch: 2, evaluations: 2}}
+  train: {{amount: 3000, batch: 2, evaluations: 2}}
 axes: {axes}
 """
     )
