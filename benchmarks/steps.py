@@ -15,7 +15,6 @@ from scaling import plug
 from scaling.batches import HostBatches, Tensors
 from scaling.flat import Flat
 from scaling.layers import mamba
-from scaling.layers.gloma import GLoMa
 from scaling.optimisation import optimiser_of
 from scaling.spec import ModelSpec, RunSpec, Space
 from scaling.store import open_store
@@ -74,9 +73,8 @@ def _gathered(point: Point, folder: Path) -> Batches:
 
 @contextmanager
 def blocks_with(inner: Inner) -> Iterator[None]:
-    """Each Mamba block by itself, with something else between its projections."""
-    apart = mock.patch.object(GLoMa, "plain_blocks", return_value=[])
-    with apart, mock.patch.object(mamba, "mamba_inner", inner):
+    """Mamba blocks with something else between their projections, which are PyTorch's then."""
+    with mock.patch.multiple(mamba, in_one_kernel=lambda u: False, mamba_inner=inner):
         yield
 
 
@@ -97,8 +95,8 @@ def step(model: nn.Module, batches: Batches, inner: Inner | None = None) -> Call
         with nullcontext() if inner is None else blocks_with(inner):
             error = (model(rtg, state, action, timestep) - action).square() * mask[..., None]
             (error.sum() / mask.sum()).backward()
+        flat.gather()
         torch.nn.utils.clip_grad_norm_(flat.parts, 0.25)
         optimiser.step()
-        flat.slopes.zero_()
 
     return run

@@ -36,16 +36,16 @@ class Layout:
 
 
 class Flat:
-    """A network whose parameters and gradients are views of two rows."""
+    """A network whose parameters are views of a row, and whose gradients are gathered in another."""
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
         """Move the parameters into a row; nothing may move them from there any more."""
         layout = Layout(model)
         self.values = layout.join(dict(model.named_parameters()))
         self.slopes = torch.zeros_like(self.values)
-        slopes, parameters = layout.split(self.slopes), dict(model.named_parameters())
-        for name, view in layout.split(self.values).items():
-            parameters[name].data, parameters[name].grad = view, slopes[name]
+        self.parameters = [model.get_parameter(name) for name in layout.shapes]
+        for parameter, view in zip(self.parameters, layout.split(self.values).values(), strict=True):
+            parameter.data = view
         self.parts = [part.requires_grad_() for part in layout.groups(self.values)]
         """What an optimiser steps: the part that decays, and the rest."""
         for part, slope in zip(self.parts, layout.groups(self.slopes), strict=True):
@@ -54,3 +54,10 @@ class Flat:
             {"params": [part], "weight_decay": decay}
             for part, decay in zip(self.parts, (weight_decay, 0.0), strict=True)
         ]
+
+    def gather(self) -> None:
+        """Put the gradients into their row, zeros where there are none, and forget them: cheaper than adding there."""
+        found = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.parameters]
+        torch.cat([slope.flatten() for slope in found], out=self.slopes)
+        for parameter in self.parameters:
+            parameter.grad = None

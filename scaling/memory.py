@@ -84,20 +84,19 @@ def _blocks(model: nn.Module) -> Iterator[tuple[int, str, int | None, Mamba]]:
 
 @contextmanager
 def _recorded(model: nn.Module) -> Iterator[dict[Mamba, Tensor]]:
-    """The input of each block during a forward pass, in which branches that share a kernel also go by themselves."""
+    """The input of each block during a forward pass, in which blocks within a kernel also go by themselves."""
     inputs: dict[Mamba, Tensor] = {}
 
     def keep(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(block, Mamba)
         inputs[block] = arguments[0]
 
-    def apart(mixer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(mixer, GLoMa)
-        if mixer.plain_blocks(*arguments):
-            for branch in mixer.branches:
-                branch(*arguments)
+    def apart(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Layer)
+        for mixer in layer.mixer.branches if isinstance(layer.mixer, GLoMa) else [layer.mixer]:
+            mixer(layer.norm(*arguments))
 
-    watched = {Mamba: keep, GLoMa: apart}
+    watched = {Mamba: keep, Layer: apart}
     handles = [part.register_forward_pre_hook(watched[type(part)]) for part in model.modules() if type(part) in watched]
     try:
         yield inputs

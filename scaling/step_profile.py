@@ -39,13 +39,14 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler announces it
 PHASES = ("windows", "forward", "backward", "optimiser")
 """Of an update: windows drawn, gathered and moved; network and loss; gradients; clipping and AdamW."""
 
-PRODUCTS, KERNEL, ATTENTION, CONVOLUTION = "matrix products", "Mamba kernel", "attention", "convolution"
+PRODUCTS, KERNEL, NETWORK = "matrix products", "Mamba kernel", "feed-forward kernel"
+ATTENTION, CONVOLUTION = "attention", "convolution"
 OTHER, IDLE = "other operations", "outside operations"
-PARTS = (PRODUCTS, KERNEL, ATTENTION, CONVOLUTION, OTHER, IDLE)
+PARTS = (PRODUCTS, KERNEL, NETWORK, ATTENTION, CONVOLUTION, OTHER, IDLE)
 """Of a phase. Outside operations: Python, NumPy and dispatch on a CPU; on a GPU, whatever leaves it idle."""
 
-ENTRYWISE = ("scaling::activate", "scaling::finish", "scaling::dropout")
-"""Kernels of our own that belong to no block."""
+OWN = {"scaling::feed_forward": NETWORK, "scaling::dropout": OTHER}
+"""Kernels of our own that belong to no Mamba block, by how their names begin."""
 
 WATCHED = 8
 """Updates that the profiler looks at, at most; it keeps every event of theirs in memory."""
@@ -284,8 +285,9 @@ def _part(event: Any) -> str:
 
 def part_of(name: str) -> str:
     """The part that an operation belongs to by its name alone."""
-    if name.startswith(ENTRYWISE):
-        return OTHER
+    for begin, part in OWN.items():
+        if name.startswith(begin):
+            return part
     if any(
         word in name for word in ("scaling::", "For_scaling_", "SelectiveScan")
     ):  # an operation, or autograd's of it

@@ -149,15 +149,15 @@ class Training:
         return loss.detach()
 
     def _descend(self, rate: float | Tensor) -> None:
-        """Clip what gradients there are, step, and forget them.
+        """Clip what gradients there are, and step.
 
         Accelerate would clip the same, and import DTensor, which like the check of placement takes seconds.
         """
+        self.flat.gather()
         clip_grad_norm_(self.flat.parts, self.spec.train.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()
-        self.flat.slopes.zero_()
 
     def _losses(self) -> tuple[float, float]:
         """Training loss since the last point and held-out loss, each summed; every process works out a part of both."""

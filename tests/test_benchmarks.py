@@ -140,7 +140,7 @@ def test_blocks_of_other_packages_do_not_use_our_kernels(make: Callable[[MambaSh
         model = mixers.replace(steps.network(quiet(TINY)), make)
     except Missing as error:
         pytest.skip(str(error))
-    ours = {name: mock.Mock(side_effect=AssertionError) for name in ("mamba_inner", "mamba_inners")}
+    ours = {name: mock.Mock(side_effect=AssertionError) for name in ("mamba_inner", "mamba_blocks")}
     with mock.patch.multiple(mamba, **ours):
         assert model(*steps.inputs(TINY)()[0]).shape == (TINY.batch, TINY.context, HOPPER.action)
 

@@ -10,11 +10,13 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
-from scaling.ops import _vectors, selective_scan
+from scaling.ops import _feed_forward, _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import Draw, seed_from
 from scaling.ops.feed_forward import ACTIVATIONS, feed_forward, feed_forward_ref
-from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref, mamba_inners, mamba_inners_ref
+from scaling.ops.mamba_block import PARAMETERS, mamba_blocks, mamba_blocks_ref
+from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
+from scaling.ops.norm import Norm
 from scaling.ops.selective_scan import kernel_name, selective_scan_ref
 
 
@@ -31,11 +33,28 @@ def scan_inputs(batch: int, time: int, channels: int, states: int) -> list[Tenso
     return [u, delta - 1.0, A, B, C, normal(channels), z, normal(channels)]
 
 
-def block_inputs(batch: int, time: int, channels: int, states: int, taps: int = 4, rank: int = 3) -> list[Tensor]:
+def inner_inputs(batch: int, time: int, channels: int, states: int, taps: int = 4, rank: int = 3) -> list[Tensor]:
     normal = normal_of(time)
     xz, x_weight = normal(batch, time, 2 * channels), normal(rank + 2 * states, channels) / channels**0.5
     small, dt_weight, A_log = normal(channels, taps) / 2, normal(channels, rank) / rank**0.5, normal(channels, states)
     return [xz, small, normal(channels), x_weight, dt_weight, A_log, normal(channels), normal(channels) - 1.0]
+
+
+def block_inputs(
+    batch: int, time: int, width: int, channels: int, states: int, taps: int = 4, rank: int = 3
+) -> list[Tensor]:
+    _, *inner = inner_inputs(batch, time, channels, states, taps, rank)
+    normal = normal_of(time + 1)
+    u, in_weight = normal(batch, time, width), normal(2 * channels, width) / width**0.5
+    return [u, in_weight, *inner, normal(width, channels) / channels**0.5]
+
+
+def block(u: Tensor, *parameters: Tensor) -> Tensor:
+    return mamba_blocks(u, [u.shape[1]], [parameters])
+
+
+def block_ref(u: Tensor, *parameters: Tensor) -> Tensor:
+    return mamba_blocks_ref(u, [u.shape[1]], [parameters])
 
 
 def gradients(function, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -53,72 +72,101 @@ def assert_close_to_double(fast, slow, inputs: list[Tensor], upstream: Tensor) -
 
 
 @pytest.mark.parametrize("time", [1, 2, 3, 59, 64, 65, 200])
-@pytest.mark.parametrize(("batch", "channels", "states"), [(1, 5, 3), (3, 70, 16), (34, 64, 16)])
-def test_block_agrees_with_double_reference_in_value_and_gradient(time, batch, channels, states):
-    inputs = block_inputs(batch, time, channels, states)
-    upstream = torch.randn(batch, time, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    assert_close_to_double(mamba_inner, mamba_inner_ref, inputs, upstream)
+@pytest.mark.parametrize(("batch", "width", "channels", "states"), [(1, 3, 5, 3), (3, 37, 70, 16), (34, 32, 64, 16)])
+def test_block_agrees_with_double_reference_in_value_and_gradient(time, batch, width, channels, states):
+    inputs, upstream = block_inputs(batch, time, width, channels, states), normal_of(1)(batch, time, width)
+    assert_close_to_double(block, block_ref, inputs, upstream)
 
 
 @pytest.mark.parametrize("time", [1, 2, 3, 4, 61])
 @pytest.mark.parametrize(("taps", "rank"), [(1, 1), (4, 9), (7, 4)])
 def test_block_of_any_taps_and_rank_agrees_with_double_reference(time, taps, rank):
-    upstream = normal_of(1)(3, time, 8)
-    assert_close_to_double(mamba_inner, mamba_inner_ref, block_inputs(3, time, 8, 2, taps, rank), upstream)
+    inputs, upstream = block_inputs(3, time, 4, 8, 2, taps, rank), normal_of(1)(3, time, 4)
+    assert_close_to_double(block, block_ref, inputs, upstream)
 
 
 def beside(function, lengths: tuple[int, int]):
-    return lambda xz, *parameters: function(xz, lengths, (parameters[:7], parameters[7:]))
+    """Two blocks, with a norm if there are parameters left."""
+
+    def call(u: Tensor, *parameters: Tensor) -> Tensor:
+        blocks = parameters[:PARAMETERS], parameters[PARAMETERS : 2 * PARAMETERS]
+        norm = Norm(*parameters[2 * PARAMETERS :], 1e-5) if len(parameters) > 2 * PARAMETERS else None
+        return function(u, lengths, blocks, norm)
+
+    return call
 
 
-def pair_inputs(batch: int, time: int, channels: tuple[int, int]) -> list[Tensor]:
+def pair_inputs(batch: int, time: int, width: int, channels: tuple[int, int]) -> list[Tensor]:
     one, other = (
-        block_inputs(batch, time, count, states, rank=states) for count, states in zip(channels, (3, 5), strict=True)
+        block_inputs(batch, time, width, count, states, rank=states)
+        for count, states in zip(channels, (3, 5), strict=True)
     )
-    return [torch.cat([one[0], 0.5 * other[0]], dim=-1), *one[1:], *other[1:]]
+    return [*one, *other[1:]]
 
 
-@pytest.mark.parametrize(
-    ("time", "lengths"), [(12, (12, 3)), (12, (4, 12)), (12, (1, 6)), (9, (9, 3)), (140, (140, 70)), (130, (65, 13))]
+PLACES = (
+    ("time", "lengths"),
+    [(12, (12, 3)), (12, (4, 12)), (12, (1, 6)), (9, (9, 3)), (140, (140, 70)), (130, (65, 13))],
 )
-@pytest.mark.parametrize(("batch", "channels"), [(20, (32, 16)), (3, (32, 16)), (9, (5, 70))])
-def test_blocks_side_by_side_agree_with_double_reference(time, lengths, batch, channels):
-    fast, slow = (beside(function, lengths) for function in (mamba_inners, mamba_inners_ref))
-    upstream = normal_of(1)(batch, time, sum(channels))
-    assert_close_to_double(fast, slow, pair_inputs(batch, time, channels), upstream)
+SIZES = ("batch", "width", "channels"), [(20, 16, (32, 16)), (3, 16, (32, 16)), (9, 21, (5, 70))]
+
+
+@pytest.mark.parametrize(*PLACES)
+@pytest.mark.parametrize(*SIZES)
+def test_the_sum_of_blocks_agrees_with_double_reference(time, lengths, batch, width, channels):
+    fast, slow = (beside(function, lengths) for function in (mamba_blocks, mamba_blocks_ref))
+    upstream = normal_of(1)(batch, time, width)
+    assert_close_to_double(fast, slow, pair_inputs(batch, time, width, channels), upstream)
+
+
+@pytest.mark.parametrize(*PLACES)
+@pytest.mark.parametrize(*SIZES)
+def test_blocks_around_which_the_residual_goes_on_agree_with_double_reference(time, lengths, batch, width, channels):
+    fast, slow = (beside(function, lengths) for function in (mamba_blocks, mamba_blocks_ref))
+    normal, inputs = normal_of(2), pair_inputs(batch, time, width, channels)
+    inputs[0] = 3.0 * inputs[0] + 5.0
+    inputs += [1.0 + 0.5 * normal(width), normal(width)]
+    assert_close_to_double(fast, slow, inputs, normal(batch, time, width))
 
 
 def test_a_nan_stays_in_its_piece():
-    xz, *parameters = (x.float() for x in pair_inputs(20, 12, (32, 16)))
-    function, upstream = beside(mamba_inners, (6, 3)), torch.ones(20, 12, 48)
-    y_before, (d_before, *_) = gradients(function, [xz, *parameters], upstream)
-    xz[4, 3:6] = float("nan")
-    y, (d, *_) = gradients(function, [xz, *parameters], upstream)
-    assert y[4, 3:6].isnan().all()
-    assert d[4, 3:6, :96].isnan().any()
-    for one, other, second in ((y, y_before, 32), (d, d_before, 64)):
-        one[4, :6], other[4, :6] = 0.0, 0.0  # a piece of the first block, and two of the second's
+    u, *parameters = (x.float() for x in pair_inputs(20, 12, 16, (32, 16)))
+    function, upstream = beside(mamba_blocks, (6, 3)), torch.ones(20, 12, 16)
+    y_before, (d_before, *_) = gradients(function, [u, *parameters], upstream)
+    u[4, 4] = float("nan")
+    y, (d, *_) = gradients(function, [u, *parameters], upstream)
+    assert y[4, 4:6].isnan().all()
+    assert d[4, 4].isnan().all()
+    for one, other in ((y, y_before), (d, d_before)):
+        one[4, :6], other[4, :6] = 0.0, 0.0  # a piece of the first block, in which two of the second's lie
         assert torch.equal(one, other)
-        assert one[..., second:].isfinite().all()
 
 
-def test_blocks_side_by_side_are_each_block_alone_on_its_pieces():
-    xz, *parameters = (x.float() for x in pair_inputs(8, 12, (32, 16)))
-    y = mamba_inners(xz, (12, 3), (parameters[:7], parameters[7:]))
-    assert torch.equal(y[..., :32], mamba_inner(xz[..., :64], *parameters[:7]))
-    alone = mamba_inner(xz[..., 64:].reshape(32, 3, 32), *parameters[7:])
-    assert torch.equal(y[..., 32:], alone.reshape(8, 12, 16))
+def test_the_sum_of_blocks_is_that_of_each_alone_on_its_pieces():
+    u, *parameters = (x.float() for x in pair_inputs(8, 12, 16, (32, 16)))
+    y = beside(mamba_blocks, (12, 3))(u, *parameters)
+    alone = block(u.reshape(32, 3, 16), *parameters[PARAMETERS:])
+    assert torch.equal(y, block(u, *parameters[:PARAMETERS]) + alone.reshape(8, 12, 16))
 
 
 @pytest.mark.parametrize("channels", [(32, 16), (5, 70)])
-def test_members_with_blocks_side_by_side_are_computed_as_each_alone(channels):
-    inputs = [x.float() for x in pair_inputs(20, 12, channels)]
-    function, upstream = beside(mamba_inners, (12, 3)), torch.ones(20, 12, sum(channels))
+@pytest.mark.parametrize("normed", [False, True])
+def test_members_with_blocks_side_by_side_are_computed_as_each_alone(channels, normed):
+    inputs = [x.float() for x in pair_inputs(20, 12, 21, channels)]
+    inputs += [torch.ones(21), torch.zeros(21)] if normed else []
+    function, upstream = beside(mamba_blocks, (12, 3)), torch.ones(20, 12, 21)
     alone = [gradients(function, [scale * x for x in inputs], upstream) for scale in (1.0, 1.5)]
     y, found = gradients(torch.vmap(function), [torch.stack([x, 1.5 * x]) for x in inputs], upstream)
     for member, (y_alone, g_alone) in enumerate(alone):
         assert torch.equal(y[member], y_alone)
         assert all(torch.equal(one[member], other) for one, other in zip(found, g_alone, strict=True))
+
+
+def test_part_by_part_a_block_is_the_reference():
+    inputs = inner_inputs(3, 9, 6, 4)
+    found = [gradients(function, inputs, normal_of(1)(3, 9, 6)) for function in (mamba_inner, mamba_inner_ref)]
+    for one, other in zip(*([y, *g] for y, g in found), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_reference_scan_is_the_recurrence_written_out():
@@ -143,74 +191,63 @@ def test_convolution_reference_is_causal_and_silu_follows():
     np.testing.assert_allclose(causal_conv(x, weight, bias)[0].numpy(), before / (1 + np.exp(-before)), rtol=1e-12)
 
 
-def test_members_of_a_population_are_computed_as_each_alone():
-    inputs = [[x.float() for x in block_inputs(40, time, 6, 2)] for time in (9, 9)]
-    inputs[1] = [x * 1.5 for x in inputs[1]]
-    upstream = torch.randn(40, 9, 6, generator=torch.Generator().manual_seed(1))
-    alone = [gradients(mamba_inner, each, upstream) for each in inputs]
-    stacked = [torch.stack(each).requires_grad_() for each in zip(*inputs, strict=True)]
-    y = torch.vmap(mamba_inner)(*stacked)
-    together = torch.autograd.grad((y * upstream).sum(), stacked)
-    for member, (y_alone, g_alone) in enumerate(alone):
-        assert torch.equal(y[member], y_alone)
-        assert all(torch.equal(one[member], other) for one, other in zip(together, g_alone, strict=True))
-
-
 @pytest.mark.parametrize("shared", [0, 1])
 def test_members_may_share_their_input_or_their_parameters(shared):
-    xz, *parameters = (x.float() for x in block_inputs(3, 5, 6, 2))
+    u, *parameters = (x.float() for x in block_inputs(3, 5, 4, 6, 2))
     pair = [torch.stack([x, 2 * x]) for x in parameters] if shared == 0 else parameters
-    given = xz if shared == 0 else torch.stack([xz, 2 * xz])
-    y = torch.vmap(mamba_inner, in_dims=(None, *[0] * 7) if shared == 0 else (0, *[None] * 7))(given, *pair)
+    given = u if shared == 0 else torch.stack([u, 2 * u])
+    y = torch.vmap(block, in_dims=(None, *[0] * PARAMETERS) if shared == 0 else (0, *[None] * PARAMETERS))(given, *pair)
     twice = [2 * x for x in parameters] if shared == 0 else parameters
-    assert torch.equal(y[1], mamba_inner(xz if shared == 0 else 2 * xz, *twice))
+    assert torch.equal(y[1], block(u if shared == 0 else 2 * u, *twice))
 
 
 def test_gradients_do_not_depend_on_the_number_of_threads():
-    inputs = [x.float() for x in block_inputs(40, 9, 70, 16)]
-    upstream = torch.ones(40, 9, 70)
+    inputs = [x.float() for x in block_inputs(40, 9, 35, 70, 16)]
+    upstream = torch.ones(40, 9, 35)
     threads = torch.get_num_threads()
     found = []
     for count in (1, 2):
         torch.set_num_threads(count)
-        found.append(gradients(mamba_inner, inputs, upstream)[1])
+        found.append(gradients(block, inputs, upstream)[1])
         assert torch.get_num_threads() == count
     torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("place", [3, 8 + 3])
-def test_a_nan_goes_in_and_comes_out(place):
-    inputs = [x.float() for x in block_inputs(1, 5, 8, 4)]
-    inputs[0][0, 2, place] = float("nan")
-    y = mamba_inner(*inputs)
-    assert y[0, 2, 3].isnan()
+def test_a_nan_goes_in_and_comes_out():
+    inputs = [x.float() for x in block_inputs(1, 5, 4, 8, 4)]
+    inputs[0][0, 2, 3] = float("nan")
+    y = block(*inputs)
+    assert y[0, 2].isnan().all()
     assert y[0, :2].isfinite().all()
 
 
-def test_a_member_that_diverges_leaves_the_others_alone():
-    parameters = [torch.stack([x.float()] * 3) for x in block_inputs(40, 9, 6, 2)]
-    upstream = torch.ones(3, 40, 9, 6)
-    expected = gradients(torch.vmap(mamba_inner), parameters, upstream)
-    parameters[3][1] = float("nan")
-    y, found = gradients(torch.vmap(mamba_inner), parameters, upstream)
+@pytest.mark.parametrize("batch", [40, 41])
+def test_a_member_that_diverges_leaves_the_others_alone(batch):
+    parameters = [torch.stack([x.float()] * 3) for x in block_inputs(batch, 9, 4, 6, 2)]
+    normed = [torch.ones(3, 4), torch.zeros(3, 4)]
+    upstream = torch.ones(3, batch, 9, 4)
+    function = torch.vmap(lambda u, *rest: mamba_blocks(u, [9], [rest[:PARAMETERS]], Norm(*rest[PARAMETERS:], 1e-5)))
+    expected = gradients(function, [*parameters, *normed], upstream)
+    parameters[0][1, -1, -1], parameters[4][1] = float("nan"), float("nan")
+    y, found = gradients(function, [*parameters, *normed], upstream)
     assert y[1].isnan().all()
     for one, other in zip((y, *found), (expected[0], *expected[1]), strict=True):
         assert torch.equal(one[[0, 2]], other[[0, 2]])
 
 
 def test_no_sequences_give_no_gradients():
-    inputs = [x.float() for x in block_inputs(0, 5, 8, 4)]
-    y, found = gradients(mamba_inner, inputs, torch.ones(0, 5, 8))
-    assert y.shape == (0, 5, 8)
+    inputs = [x.float() for x in block_inputs(0, 5, 4, 8, 4)]
+    y, found = gradients(block, inputs, torch.ones(0, 5, 4))
+    assert y.shape == (0, 5, 4)
     assert not any(x.any() for x in found)
 
 
 def test_a_profiler_knows_the_kernels_by_name():
-    inputs = [x.float() for x in block_inputs(1, 2, 8, 4)]
+    inputs = [x.float() for x in block_inputs(1, 2, 4, 8, 4)]
     with torch.profiler.profile() as watch:
-        gradients(mamba_inner, inputs, torch.ones(1, 2, 8))
-    assert {"scaling::mamba_inner", "scaling::mamba_inner_backward"} <= {event.name for event in watch.events()}
+        gradients(block, inputs, torch.ones(1, 2, 4))
+    assert {"scaling::mamba_block", "scaling::mamba_block_backward"} <= {event.name for event in watch.events()}
 
 
 @njit
@@ -269,13 +306,33 @@ def feed_forward_inputs(width: int, *batch: int) -> list[Tensor]:
     ]
 
 
-@pytest.mark.parametrize("width", [1, 3, 8, 20, 64])
+@pytest.mark.parametrize(
+    ("width", "normed"),
+    [(1, False), (3, False), (8, False), (20, False), (64, False), (3, True), (20, True), (64, True)],
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.3, (12345,), 77)])
-def test_feed_forward_agrees_with_double_reference_in_value_and_gradient(width, activation, draw):
-    upstream = normal_of(1)(5, 11, width)
-    fast, slow = (functools.partial(op, activation=activation, draw=draw) for op in (feed_forward, feed_forward_ref))
-    assert_close_to_double(fast, slow, feed_forward_inputs(width, 5, 11), upstream)
+def test_feed_forward_agrees_with_double_reference_in_value_and_gradient(width, activation, draw, normed):
+    normal, inputs = normal_of(1), feed_forward_inputs(width, 15, 11)
+    inputs += [1.0 + 0.5 * normal(width), normal(width)] if normed else []
+
+    def call(op, x: Tensor, *given: Tensor) -> Tensor:
+        return op(x, *given[:4], activation, draw, Norm(*given[4:], 1e-5) if normed else None)
+
+    fast, slow = (functools.partial(call, op) for op in (feed_forward, feed_forward_ref))
+    assert_close_to_double(fast, slow, inputs, normal(15, 11, width))
+
+
+def test_a_member_whose_feed_forward_diverges_leaves_the_others_alone():
+    stacked = [torch.stack([x.float()] * 3) for x in feed_forward_inputs(5, 70)]
+    stacked += [torch.ones(3, 5), torch.zeros(3, 5)]
+    function = torch.vmap(lambda x, *rest: feed_forward(x, *rest[:4], "gelu", Draw(0.0), Norm(*rest[4:], 1e-5)))
+    expected = gradients(function, stacked, torch.ones(3, 70, 5))
+    stacked[0][1, -1], stacked[1][1] = float("nan"), float("nan")
+    y, found = gradients(function, stacked, torch.ones(3, 70, 5))
+    assert y[1].isnan().all()
+    for one, other in zip((y, *found), (expected[0], *expected[1]), strict=True):
+        assert torch.equal(one[[0, 2]], other[[0, 2]])
 
 
 def test_feed_forward_of_no_rows_is_nothing_and_moves_nothing():
@@ -301,14 +358,23 @@ def test_members_of_a_population_feed_forward_as_each_alone(width):
             torch.testing.assert_close(one[member], other, rtol=1e-4, atol=1e-4)
 
 
+@njit
+def each_pair(function, x, y, slope):
+    for at in range(0, len(x), _vectors.LANES):
+        one, other = function(_vectors.load(x, at))
+        _vectors.store(y, at, one)
+        _vectors.store(slope, at, other)
+
+
 def test_gelu_and_relu_are_right_everywhere_and_pass_nan_on():
-    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, -1e4, 1e4, 1e-30, torch.nan])])
+    x = torch.cat([torch.linspace(-12, 12, 4003), torch.tensor([0.0, -0.0, -1e4, 1e4, torch.nan])])
     exact = x.double().requires_grad_()
-    for activation, reference in (("gelu", functional.gelu), ("relu", functional.relu)):
-        slope, bias = x[:, None].clone(), torch.zeros(1)
-        value = torch.ops.scaling.activate(slope, bias, activation == "relu")[:, 0]
+    for own, reference in ((_feed_forward.gelu, functional.gelu), (_feed_forward.relu, functional.relu)):
+        value, slope = np.empty(len(x), np.float32), np.empty(len(x), np.float32)
+        each_pair(own, x.numpy(), value, slope)
         y = reference(exact)
         (expected,) = torch.autograd.grad(y[:-1].sum(), exact)
-        torch.testing.assert_close(value.double(), y.detach(), rtol=3e-7, atol=3e-7, equal_nan=True)
-        torch.testing.assert_close(slope[:-1, 0].double(), expected[:-1], rtol=1e-6, atol=1e-6)
-        assert slope[-1].isnan()
+        found = torch.from_numpy(value).double()
+        torch.testing.assert_close(found, y.detach(), rtol=3e-7, atol=3e-7, equal_nan=True)
+        torch.testing.assert_close(torch.from_numpy(slope[:-1]).double(), expected[:-1], rtol=1e-6, atol=1e-6)
+        assert np.isnan(slope[-1])

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch.profiler import DeviceType
 
 from scaling import cli, step_profile
-from scaling.step_profile import ATTENTION, CONVOLUTION, IDLE, KERNEL, OTHER, PARTS, PHASES, PRODUCTS, SPAN
+from scaling.step_profile import ATTENTION, CONVOLUTION, IDLE, KERNEL, NETWORK, OTHER, PARTS, PHASES, PRODUCTS, SPAN
 
 SWEEP = """
 name: tiny
@@ -46,7 +46,9 @@ def call(folder):
         ("aten::baddbmm", PRODUCTS),
         ("scaling::selective_scan_backward", KERNEL),
         ("scaling::causal_conv", KERNEL),
-        ("scaling::activate_back", OTHER),
+        ("scaling::mamba_block_backward", KERNEL),
+        ("scaling::feed_forward_backward", NETWORK),
+        ("scaling::dropout", OTHER),
         ("GeneratedBackwardFor_scaling_causal_conv_defaultBackward", KERNEL),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", ATTENTION),
         ("aten::mkldnn_convolution", CONVOLUTION),

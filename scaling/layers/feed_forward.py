@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from scaling.layers.dropout import Dropout
 from scaling.ops.feed_forward import feed_forward
+from scaling.ops.norm import norm_of
 from scaling.spec import ModelSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -23,16 +24,19 @@ class FeedForward(nn.Sequential):
         )
         self.activation = activation
 
-    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """What it adds to the residual stream: by its own kernels on a CPU in single precision, else part by part."""
-        if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
+    def added(self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm) -> Float[Tensor, "*batch width"]:
+        """X + self(norm(x)): by kernels of its own on a CPU in single precision, else part by part.
+
+        So too where tokens come one at a time: to lay the weights out for a kernel would take longer.
+        """
+        if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim == 2 or torch.is_autocast_enabled("cpu"):
+            return x + self(norm(x))
         first, _, second, dropout = self
         assert isinstance(first, nn.Linear)
         assert isinstance(second, nn.Linear)
         assert isinstance(dropout, Dropout)
         parameters = (first.weight, first.bias, second.weight, second.bias)
-        return feed_forward(x, *parameters, self.activation, dropout.draw(x))
+        return feed_forward(x, *parameters, self.activation, dropout.draw(x), norm_of(norm))
 
 
 def count(spec: ModelSpec) -> int:

@@ -21,7 +21,6 @@ from torch.nn import functional
 from scaling.errors import UserError
 from scaling.layers import mamba
 from scaling.layers.mamba import Mamba, MambaShape, MambaState
-from scaling.ops.selective_scan import kernel_name
 from scaling.spec import ModelSpec
 
 SCOPES: dict[str, tuple[str, ...]] = {
@@ -34,8 +33,6 @@ SCOPES: dict[str, tuple[str, ...]] = {
     "wide_local": ("local",),
 }
 """The branches that each choice of ``model.branches`` has."""
-FEW = 4
-"""Tokens for each channel below which branches go by themselves."""
 TWICE, WIDE = ("two_global", "two_local"), ("wide_global", "wide_local")
 """Controls with as many parameters as ``both``."""
 
@@ -176,21 +173,22 @@ class GLoMa(nn.Module):
             self.fusion = Fusion(spec)
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        """What the mixer adds to the residual stream; on a CPU, branches that are plain share their projections."""
+        """What the mixer adds to the residual stream; on a CPU, branches that are plain share a kernel."""
         if plain := self.plain_blocks(u):
-            blocks, lengths = zip(*plain, strict=True)
-            return mamba.side_by_side(blocks, lengths, self.fusion.shares, u)
+            return mamba.side_by_side(plain, self.fusion.shares, u)
         return self._fused(u, [branch(u) for branch in self.branches])
+
+    def added(self, x: Float[Tensor, "batch token width"], norm: nn.LayerNorm) -> Float[Tensor, "batch token width"]:
+        """X + self(norm(x))."""
+        if plain := self.plain_blocks(x):
+            return mamba.side_by_side(plain, self.fusion.shares, x, norm)
+        return x + self(norm(x))
 
     def plain_blocks(self, u: Tensor) -> list[tuple[Mamba, int]]:
         """Both blocks, with the tokens after which each begins anew; nothing where branches go by themselves."""
-        batch, tokens, width = u.shape
-        is_few = batch * tokens < FEW * width  # so that to join the weights would cost more than it saves
-        if is_few or len(self.branches) == 1 or self.fusion.kind != "sum":
+        if len(self.branches) == 1 or self.fusion.kind != "sum" or not mamba.in_one_kernel(u):
             return []
-        if kernel_name(u.device.type, u.dtype) != "numba":
-            return []
-        plain = [branch.plain(tokens) for branch in self.branches]  # type: ignore[operator]
+        plain = [branch.plain(u.shape[1]) for branch in self.branches]  # type: ignore[operator]
         return plain if all(plain) else []
 
     def _fused(self, u: Tensor, mixed: Sequence[Tensor]) -> Tensor:

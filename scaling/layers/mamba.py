@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaling.ops.causal_conv import causal_conv
-from scaling.ops.mamba_inner import at_least_single, mamba_inner, mamba_inners, selected
+from scaling.ops.mamba_block import mamba_blocks
+from scaling.ops.mamba_inner import at_least_single, mamba_inner, selected
+from scaling.ops.norm import norm_of
+from scaling.ops.selective_scan import kernel_name
 from scaling.spec import ModelSpec
 
 DT_FLOOR = 1e-4
@@ -109,7 +112,15 @@ class Mamba(nn.Module):
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
+        if in_one_kernel(u):
+            return side_by_side([(self, u.shape[1])], [1.0], u)
         return self.out_proj(mamba_inner(at_least_single(self.in_proj(u)), *self.inner_parameters()))
+
+    def added(self, x: Float[Tensor, "batch token width"], norm: nn.LayerNorm) -> Float[Tensor, "batch token width"]:
+        """X + self(norm(x))."""
+        if in_one_kernel(x):
+            return side_by_side([(self, x.shape[1])], [1.0], x, norm)
+        return x + self(norm(x))
 
     def inner_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What is between the two large projections, as :func:`mamba_inner` wants it."""
@@ -149,23 +160,32 @@ class Mamba(nn.Module):
         return self.out_proj(y), MambaState(conv, scan)
 
 
+def in_one_kernel(u: Tensor) -> bool:
+    """Whether a kernel computes whole blocks: on a CPU, in single precision even where autocast asks for half."""
+    return kernel_name(u.device.type, at_least_single(u).dtype) == "numba"
+
+
 def side_by_side(
-    blocks: Sequence[Mamba], lengths: Sequence[int], shares: Sequence[float], u: Float[Tensor, "batch token width"]
+    blocks: Sequence[tuple[Mamba, int]],
+    shares: Sequence[float],
+    u: Float[Tensor, "batch token width"],
+    norm: nn.LayerNorm | None = None,
 ) -> Float[Tensor, "batch token width"]:
-    """The weighted sum of several blocks, their projections as two products; on a CPU in single precision.
+    """The weighted sum of several blocks, where :func:`in_one_kernel`.
 
     Args:
-        blocks: of any shapes.
-        lengths: tokens after which each begins anew, a divisor of their number.
+        blocks: of any shapes, each with the tokens after which it begins anew, a divisor of their number.
         shares: weights of the sum.
         u: what all blocks are given.
+        norm: if any, they are given what it makes of ``u``, to which their sum is added.
 
     """
-    xz = functional.linear(u, torch.cat([block.in_proj.weight for block in blocks]))
-    y = mamba_inners(at_least_single(xz), lengths, [block.inner_parameters() for block in blocks])
-    weights = [block.out_proj.weight for block in blocks]
-    shared = [weight if share == 1.0 else share * weight for weight, share in zip(weights, shares, strict=True)]
-    return functional.linear(y, torch.cat(shared, dim=1))
+    weighted = []
+    for (block, _), share in zip(blocks, shares, strict=True):
+        out_weight = block.out_proj.weight if share == 1.0 else share * block.out_proj.weight
+        weighted.append((block.in_proj.weight, *block.inner_parameters(), out_weight))
+    lengths = [length for _, length in blocks]
+    return mamba_blocks(at_least_single(u), lengths, weighted, None if norm is None else norm_of(norm))
 
 
 def count(shape: MambaShape) -> int:

@@ -20,7 +20,10 @@ class Layer(nn.Module):
     """One layer around a mixer of tokens."""
 
     mixer: Any
-    """A module from (batch, token, width) to the same; a recurrent one has ``initial_state`` and ``step`` too."""
+    """A module from (batch, token, width) to the same; a recurrent one has ``initial_state`` and ``step`` too.
+
+    One with ``added`` takes in the norm before it and the residual around both.
+    """
 
     def __init__(self, spec: ModelSpec, mixer: nn.Module, activation: str = "gelu") -> None:
         super().__init__()
@@ -31,7 +34,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The layer's output, residual included."""
-        return self._with_ffn(x + self.mixer(self.norm(x)))
+        mixed = self.mixer.added(x, self.norm) if hasattr(self.mixer, "added") else x + self.mixer(self.norm(x))
+        return self._with_ffn(mixed)
 
     def step(self, state: Any, x: Float[Tensor, "batch width"]) -> tuple[Float[Tensor, "batch width"], Any]:
         """Output for one token, and what a recurrent mixer remembers after it."""
@@ -39,7 +43,7 @@ class Layer(nn.Module):
         return self._with_ffn(x + mixed), after
 
     def _with_ffn(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        return x if self.ffn is None or self.ffn_norm is None else x + self.ffn(self.ffn_norm(x))
+        return x if self.ffn is None or self.ffn_norm is None else self.ffn.added(x, self.ffn_norm)
 
 
 class SequenceModel(nn.Module):

@@ -4,14 +4,15 @@ import torch
 
 from scaling.ops.dropout import Draw, dropout
 from scaling.ops.feed_forward import feed_forward
-from scaling.ops.mamba_inner import mamba_inner
+from scaling.ops.mamba_block import mamba_blocks
 
 
 def main() -> None:
     """Call the operators forward and backward on the smallest inputs; Numba keeps the machine code on disk."""
-    xz, matrix, vector = (torch.ones(shape, requires_grad=True) for shape in ((1, 1, 2), (1, 1), (1,)))
-    selecting = torch.ones(3, 1, requires_grad=True)
-    mamba_inner(xz, matrix, vector, selecting, matrix, matrix, vector, vector).sum().backward()
+    u, matrix, vector, pair, three = (
+        torch.ones(shape, requires_grad=True) for shape in ((1, 1, 1), (1, 1), (1,), (2, 1), (3, 1))
+    )
+    mamba_blocks(u, [1], [(pair, matrix, vector, three, matrix, matrix, vector, vector, matrix)]).sum().backward()
     draw = Draw(0.5)
     feed_forward(dropout(matrix, draw), matrix, vector, matrix, vector, "gelu", draw).sum().backward()
 

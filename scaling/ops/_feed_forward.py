@@ -1,16 +1,101 @@
-"""The Numba kernels of :mod:`scaling.ops.feed_forward`: all between and after its two products, in place.
+"""The Numba kernels of :mod:`scaling.ops.feed_forward`.
 
-Arrays are flat, rows of channels; a member's rows follow those of another. ``bias`` has a row for each member.
+A block of tokens is dealt with on its own: what is inside the network lies as columns (:mod:`scaling.ops._products`)
+in a core's cache. Arrays are flat; a member's tokens follow those of another. ``constants`` have a row for each member,
+which holds W1 and W2, both as rows of what is inside, and b1; ``turned`` holds the weights once more as columns.
 """
 
-import numba
-import numpy as np
+import functools
+from typing import NamedTuple
 
-from scaling.ops._masks import BLOCK, CHUNK, factors
-from scaling.ops._vectors import LANES, F, above_zero, at_least, exp, load, scratch, signed, store
+import numba
+
+from scaling.ops._masks import CHUNK, factors
+from scaling.ops._norm import lay_out_norm, normalise, normalise_back
+from scaling.ops._products import contract, expand, give, outer, take, turn
+from scaling.ops._vectors import GROUP, LANES, LINE, F, above_zero, at_least, exp, load, scratch, signed, store
+
+TOKENS = 64
+"""Of a block."""
+
+COLUMN = TOKENS * LANES + LINE
 
 jit = numba.njit(error_model="numpy", cache=True)
 parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
+
+
+class Sizes(NamedTuple):
+    """Numbers of a network, and the first row of each parameter among its constants and the sums of their gradients."""
+
+    width: int
+    outputs: int
+    """``width`` to a multiple of ``LANES``; W1 begins at row 0, W2 at this one."""
+    row: int
+    """Numbers from one token's input or output to the next."""
+    inner: int
+    """Channels inside, a multiple of ``LANES``."""
+    bias: int
+    panel: int
+    """Numbers from one vector of channels of all rows to the next."""
+    norm: int
+    """Where, behind all rows, weight and bias of the norm begin (:mod:`scaling.ops._norm`)."""
+    numbers: int
+    """Of constants; without a norm they end where it would begin."""
+    members: int
+    each: int
+    """Tokens of a member."""
+    blocks: int
+    """Of a member."""
+
+
+@functools.cache
+def sizes_of(width: int, inner: int, members: int, each: int, normed: bool) -> Sizes:
+    """The sizes for a network of any numbers."""
+    outputs, inner = -(-width // LANES) * LANES, -(-inner // LANES) * LANES
+    norm = inner * (2 * outputs + 1)
+    return Sizes(
+        width=width,
+        outputs=outputs,
+        row=outputs + LINE,
+        inner=inner,
+        bias=2 * outputs,
+        panel=(2 * outputs + 1) * LANES,
+        norm=norm,
+        numbers=norm + 3 * outputs * normed,
+        members=members,
+        each=each,
+        blocks=-(-each // TOKENS),
+    )
+
+
+@jit
+def lay_out(s, weight, bias, out_weight, gamma, beta, constants, turned):  # type: ignore[no-untyped-def]
+    """Put each member's parameters where the kernels want them, among zeros."""
+    for member in range(s.members):
+        for c in range(bias.shape[1]):
+            own = constants[member, c // LANES * s.panel + c % LANES : (c // LANES + 1) * s.panel : LANES]
+            for i in range(s.width):
+                own[i], own[s.outputs + i] = weight[member, c, i], out_weight[member, i, c]
+            own[s.bias] = bias[member, c]
+        turn(constants[member], s.panel, s.bias, s.inner, turned[member])
+        if s.numbers > s.norm:
+            lay_out_norm(gamma[member], beta[member], s.outputs, constants[member], s.norm)
+
+
+@jit
+def distribute(s, sums, weight, bias, out_weight, gamma, beta):  # type: ignore[no-untyped-def]
+    """Add up the sums of each member's chunks, and put the gradients where its parameters come from."""
+    for member in range(s.members):
+        for chunk in range(1, sums.shape[1]):
+            sums[member, 0] += sums[member, chunk]
+        for c in range(bias.shape[1]):
+            total = sums[member, 0, c // LANES * s.panel + c % LANES : (c // LANES + 1) * s.panel : LANES]
+            for i in range(s.width):
+                weight[member, c, i], out_weight[member, i, c] = total[i], total[s.outputs + i]
+            bias[member, c] = total[s.bias]
+        if s.numbers > s.norm:
+            for i in range(s.width):
+                gamma[member, i], beta[member, i] = sums[member, 0, s.norm + i], sums[member, 0, s.norm + s.outputs + i]
 
 
 @jit
@@ -37,99 +122,102 @@ def relu(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _activate(h, at, bias, place, is_relu, a, to):  # type: ignore[no-untyped-def]
-    """A vector of channels: activated into ``a``, and its slope where it was."""
-    x = load(h, at) + load(bias, place)
-    value, slope = relu(x) if is_relu else gelu(x)
-    store(a, to, value)
-    store(h, at, slope)
-
-
-@parallel
-def activate(h, bias, members, channels, is_relu, a, workers):  # type: ignore[no-untyped-def]
-    """Fill ``a`` with what is activated; ``h`` becomes the slopes."""
-    rows = len(h) // channels
-    whole = channels - channels % LANES
-    for worker in numba.prange(workers):
-        few, few_bias, few_a = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
-        for row in range(worker * rows // workers, (worker + 1) * rows // workers):
-            at, place = row * channels, row // (rows // members) * channels
-            for c in range(0, whole, LANES):
-                _activate(h, at + c, bias, place + c, is_relu, a, at + c)
-            for c in range(whole, channels):
-                few[c - whole], few_bias[c - whole] = h[at + c], bias[place + c]
-            if whole < channels:
-                _activate(few, 0, few_bias, 0, is_relu, few_a, 0)
-            for c in range(whole, channels):
-                h[at + c], a[at + c] = few[c - whole], few_a[c - whole]
-
-
-@parallel
-def activate_back(da, slope, members, channels, sums, workers):  # type: ignore[no-untyped-def]
-    """``da`` becomes the gradient of what was activated; ``sums`` (chunk and channel) its sum over rows."""
-    each, chunks, whole = len(da) // channels // members, len(sums) // channels // members, channels - channels % LANES
-    for worker in numba.prange(workers):
-        for chunk in range(worker * members * chunks // workers, (worker + 1) * members * chunks // workers):
-            member, part = chunk // chunks, chunk % chunks
-            for row in range(member * each + part * each // chunks, member * each + (part + 1) * each // chunks):
-                at, total = row * channels, chunk * channels
-                for c in range(0, whole, LANES):
-                    d = load(da, at + c) * load(slope, at + c)
-                    store(da, at + c, d)
-                    store(sums, total + c, load(sums, total + c) + d)
-                for c in range(whole, channels):
-                    da[at + c] *= slope[at + c]
-                    sums[total + c] += da[at + c]
+def _of(s, block):  # type: ignore[no-untyped-def]
+    """A block's member, its first token among the member's and among all, and how many there are."""
+    member, first = block // s.blocks, block % s.blocks * TOKENS
+    return member, first, member * s.each + first, min(TOKENS, s.each - first)
 
 
 @jit
-def _rows_at_once(channels):  # type: ignore[no-untyped-def]
-    return max(1, BLOCK // channels)
+def _activate(s, own, hidden, begin, tokens, is_relu, active, slope):  # type: ignore[no-untyped-def]
+    """What is activated, and its slope."""
+    for c in range(0, s.inner, LANES):
+        bias = load(own, c // LANES * s.panel + s.bias * LANES)
+        for t in range(tokens):
+            at = c // LANES * COLUMN + t * LANES
+            before = load(hidden, begin + at) + bias
+            value, steep = relu(before) if is_relu else gelu(before)
+            store(active, at, value)
+            store(slope, at, steep)
+
+
+@jit
+def _masked(s, seeds, threshold, scale, begin, member, first, count, found):  # type: ignore[no-untyped-def]
+    """Where in ``found`` the factors of a block's entries begin."""
+    return factors(seeds[member], threshold, scale, begin + first * s.width, count * s.width, found)
 
 
 @parallel
-def finish(y, bias, seeds, threshold, scale, begin, members, channels, workers):  # type: ignore[no-untyped-def]
-    """Add the bias, and drop entries."""
-    rows, few, whole = len(y) // channels, _rows_at_once(channels), channels - channels % LANES
-    each = rows // members
-    blocks = -(-each // few)
+def forward(  # type: ignore[no-untyped-def]
+    x, eps, constants, turned, out_bias, s, is_relu, seeds, threshold, scale, begin, hidden, base, y, workers
+):  # fmt: skip
+    """Fill ``y``, which ``base`` is added to, and by blocks what is to be activated."""
+    total, size = s.members * s.blocks, s.inner // LANES * COLUMN
     for worker in numba.prange(workers):
-        found = scratch(few * channels + 2 * CHUNK)
-        for block in range(worker * members * blocks // workers, (worker + 1) * members * blocks // workers):
-            member, first = block // blocks, block % blocks * few
-            count, number = min(few, each - first), begin + first * channels
-            skipped = factors(seeds[member], threshold, scale, number, count * channels, found)
-            for row in range(count):
-                at, factor, place = (
-                    (member * each + first + row) * channels,
-                    skipped + row * channels,
-                    member * channels,
-                )
-                for c in range(0, whole, LANES):
-                    store(y, at + c, (load(y, at + c) + load(bias, place + c)) * load(found, factor + c))
-                for c in range(whole, channels):
-                    y[at + c] = (y[at + c] + bias[place + c]) * found[factor + c]
+        given, result = scratch(TOKENS * s.row), scratch(TOKENS * s.row)
+        found, active, slope = scratch(TOKENS * s.width + 2 * CHUNK), scratch(size), scratch(size)
+        hat, rates = scratch(TOKENS * s.row), scratch(TOKENS)
+        for block in range(worker * total // workers, (worker + 1) * total // workers):
+            member, first, token, count = _of(s, block)
+            own, tokens, at = constants[member], -(-count // GROUP) * GROUP, block * size
+            take(x, token * s.width, count, s.width, given, s.row, tokens)
+            if s.numbers > s.norm:
+                normalise(given, s.row, tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
+            expand(given, 0, s.row, s.width, own, 0, s.panel, False, hidden, at, COLUMN, tokens, s.inner)
+            _activate(s, own, hidden, at, tokens, is_relu, active, slope)
+            contract(
+                active, 0, COLUMN, s.inner, turned[member], s.outputs * s.inner, s.inner * LANES, False,
+                result, 0, s.row, tokens, s.outputs,
+            )  # fmt: skip
+            skipped = _masked(s, seeds, threshold, scale, begin, member, first, count, found)
+            for t in range(count):
+                for i in range(s.width):
+                    value = (result[t * s.row + i] + out_bias[member, i]) * found[skipped + t * s.width + i]
+                    y[(token + t) * s.width + i] = base[(token + t) * s.width + i] + value
 
 
 @parallel
-def finish_back(dy, seeds, threshold, scale, begin, members, channels, d, sums, workers):  # type: ignore[no-untyped-def]
-    """Fill ``d`` with the gradient before entries were dropped; ``sums`` (chunk and channel) with its sum over rows."""
-    each, chunks, whole = len(dy) // channels // members, len(sums) // channels // members, channels - channels % LANES
-    few = _rows_at_once(channels)
+def backward(  # type: ignore[no-untyped-def]
+    dy, x, eps, constants, turned, s, is_relu, seeds, threshold, scale, begin, hidden, base, dx, sums, bias_sums,
+    workers,
+):  # fmt: skip
+    """Fill ``dx``, which ``base`` is added to; add to ``sums`` (chunk, and as the constants are) and ``bias_sums``."""
+    chunks, size = len(sums) // s.members, s.inner // LANES * COLUMN
     for worker in numba.prange(workers):
-        found = scratch(few * channels + 2 * CHUNK)
-        for chunk in range(worker * members * chunks // workers, (worker + 1) * members * chunks // workers):
-            member, part, total = chunk // chunks, chunk % chunks, chunk * channels
-            last = (part + 1) * each // chunks
-            for first in range(part * each // chunks, last, few):
-                count, number = min(few, last - first), begin + first * channels
-                skipped = factors(seeds[member], threshold, scale, number, count * channels, found)
-                for row in range(count):
-                    at, factor = (member * each + first + row) * channels, skipped + row * channels
-                    for c in range(0, whole, LANES):
-                        value = load(dy, at + c) * load(found, factor + c)
-                        store(d, at + c, value)
-                        store(sums, total + c, load(sums, total + c) + value)
-                    for c in range(whole, channels):
-                        d[at + c] = dy[at + c] * found[factor + c]
-                        sums[total + c] += d[at + c]
+        given, upstream, result = scratch(TOKENS * s.row), scratch(TOKENS * s.row), scratch(TOKENS * s.row)
+        found, d = scratch(TOKENS * s.width + 2 * CHUNK), scratch(size)
+        active, slope = scratch(size), scratch(size)
+        hat, rates, means = scratch(TOKENS * s.row), scratch(TOKENS), scratch(2 * GROUP)
+        for chunk in range(worker * len(sums) // workers, (worker + 1) * len(sums) // workers):
+            before, part, total, d_bias = chunk // chunks * s.blocks, chunk % chunks, sums[chunk], bias_sums[chunk]
+            for block in range(before + part * s.blocks // chunks, before + (part + 1) * s.blocks // chunks):
+                member, first, token, count = _of(s, block)
+                own, other, tokens, at = constants[member], turned[member], -(-count // GROUP) * GROUP, block * size
+                skipped = _masked(s, seeds, threshold, scale, begin, member, first, count, found)
+                for t in range(count):
+                    for i in range(s.width):
+                        value = dy[(token + t) * s.width + i] * found[skipped + t * s.width + i]
+                        upstream[t * s.row + i] = value
+                        d_bias[i] += value
+                upstream[count * s.row : tokens * s.row] = F(0.0)
+                _activate(s, own, hidden, at, tokens, is_relu, active, slope)
+                second = s.outputs * LANES
+                outer(upstream, 0, s.row, s.width, active, 0, COLUMN, count, s.inner, total, second, s.panel)
+                expand(upstream, 0, s.row, s.width, own, second, s.panel, False, d, 0, COLUMN, tokens, s.inner)
+                for c in range(0, s.inner, LANES):
+                    place = c // LANES * s.panel + s.bias * LANES
+                    added = load(total, place)
+                    for t in range(count):
+                        inside = c // LANES * COLUMN + t * LANES
+                        value = load(d, inside) * load(slope, inside)
+                        store(d, inside, value)
+                        added += value
+                    store(total, place, added)
+                take(x, token * s.width, count, s.width, given, s.row, tokens)
+                if s.numbers > s.norm:
+                    normalise(given, s.row, tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
+                outer(given, 0, s.row, s.width, d, 0, COLUMN, count, s.inner, total, 0, s.panel)
+                contract(d, 0, COLUMN, s.inner, other, 0, s.inner * LANES, False, result, 0, s.row, tokens, s.outputs)
+                if s.numbers > s.norm:
+                    normalise_back(result, s.row, tokens, s.width, s.outputs, own, s.norm, hat, rates, means, total)
+                give(result, s.row, count, s.width, base, dx, token * s.width)

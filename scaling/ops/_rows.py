@@ -1,6 +1,7 @@
 """What the kernels need to know of PyTorch."""
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,20 @@ def by_member(info: Any, in_dims: Sequence[int | None], given: Sequence[Tensor])
     return [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
 
 
+def norm_arrays(norm: Sequence[Tensor]) -> list[np.ndarray]:
+    """Memory of a norm's weight and bias, with an axis of members in front; nothing in it where there is no norm."""
+    return [in_memory(x, 1) for x in norm] or [NOTHING, NOTHING]
+
+
+NOTHING = np.zeros((0, 0), np.float32)
+
+
+def in_memory(x: Tensor, ndim: int) -> np.ndarray:
+    """A parameter's memory, with an axis of members in front of its ``ndim`` own."""
+    array: np.ndarray = x.detach().contiguous().numpy()
+    return array if array.ndim > ndim else array[None]
+
+
 def signed(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A function that knows its signature, for which autograd asks at every call and which is slow to find."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
@@ -38,7 +53,13 @@ def threads_of_torch() -> int:
     """
     count = torch.get_num_threads()
     threads: int = min(count, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(threads)
+    if getattr(_LAST, "threads", 0) != threads:
+        numba.set_num_threads(threads)
+        _LAST.threads = threads
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return threads
+
+
+_LAST = threading.local()
+"""What Numba was told last in a thread: to tell it again takes longer than to look."""

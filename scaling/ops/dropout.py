@@ -47,7 +47,7 @@ class Draw:
 
     def kernel(self, members: int = 1) -> tuple[np.ndarray, np.uint32, np.float32, int]:
         """Seeds, threshold, scale and first number, as the kernels take them."""
-        seeds = np.resize(np.array(self.seeds, np.uint64), members)
+        seeds = np.array(self.seeds if len(self.seeds) == members else self.seeds * members, np.uint64)
         return seeds, np.uint32(self.threshold), np.float32(self.scale), self.begin
 
 

@@ -2,8 +2,8 @@
 
     y = dropout( act(x W1^T + b1) W2^T + b2 )
 
-On a CPU the products are PyTorch's, and what is between and after them is done where they leave their results: the
-activation and its slope are found together, since they share an exponential, and nothing else is kept.
+On a CPU one kernel does it all, some tokens at a time, so that what is inside the network stays in a core's cache. The
+activation and its slope, which share an exponential, are found together, and again on the way back.
 """
 
 from collections.abc import Sequence
@@ -16,8 +16,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from scaling.ops import _feed_forward
-from scaling.ops._rows import CHUNKS, by_member, flat, signed, threads_of_torch
+from scaling.ops._feed_forward import COLUMN, Sizes, sizes_of
+from scaling.ops._rows import CHUNKS, by_member, flat, in_memory, norm_arrays, signed, threads_of_torch
+from scaling.ops._vectors import LANES, F
 from scaling.ops.dropout import Draw, dropout_ref
+from scaling.ops.norm import Norm
 
 ACTIVATIONS = ("gelu", "relu")
 
@@ -30,13 +33,16 @@ def feed_forward(
     out_bias: Float[Tensor, " width"],
     activation: str,
     draw: Draw,
+    norm: Norm | None = None,
 ) -> Float[Tensor, "*batch width"]:
     """What the layer adds to the residual stream; on a CPU in single precision.
 
-    ``activation`` is one of :data:`ACTIVATIONS`, gelu the exact one; ``draw`` says which entries are dropped.
+    ``activation`` is one of :data:`ACTIVATIONS`, gelu the exact one; ``draw`` says which entries are dropped. With a
+    norm, the network is given what it makes of ``x``, to which its result is added.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _Fused.apply(rows, weight, bias, out_weight, out_bias, activation, draw)[0]
+    rows, parameters = x.reshape(-1, x.shape[-1]), (weight, bias, out_weight, out_bias)
+    eps, before = (0.0, ()) if norm is None else (norm.eps, (norm.weight, norm.bias))
+    y: Tensor = _Fused.apply(activation, draw, eps, rows, *parameters, *before)[0]
     return y.view(*x.shape[:-1], out_weight.shape[0])
 
 
@@ -48,101 +54,108 @@ def feed_forward_ref(
     out_bias: Float[Tensor, " width"],
     activation: str,
     draw: Draw,
+    norm: Norm | None = None,
 ) -> Float[Tensor, "*batch width"]:
     """The same as the equation says it."""
+    if norm is not None:
+        parameters = weight, bias, out_weight, out_bias
+        return x + feed_forward_ref(norm.of(x), *parameters, activation, draw)
     hidden = functional.linear(x, weight, bias)
     active = functional.gelu(hidden) if activation == "gelu" else functional.relu(hidden)
     return dropout_ref(functional.linear(active, out_weight, out_bias), draw)
 
 
 class _Fused(torch.autograd.Function):
-    """The result, and for the way back what was activated and its slope; mapped over, all members in one call."""
+    """The result, and for the way back what was to be activated and the parameters as the kernels want them.
+
+    Mapped over, all members in one call.
+    """
 
     @staticmethod
     @signed
-    def forward(
-        x: Tensor, weight: Tensor, bias: Tensor, out_weight: Tensor, out_bias: Tensor, activation: str, draw: Draw
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        slope = x @ weight.mT
-        active = torch.ops.scaling.activate(slope, bias, activation == "relu")
-        y = active @ out_weight.mT
-        torch.ops.scaling.finish(y, out_bias, draw.p, draw.seeds, draw.begin)
-        return y, active, slope
+    def forward(activation: str, draw: Draw, eps: float, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        chosen = activation == "relu", draw.p, draw.seeds, draw.begin, eps
+        return tuple(torch.ops.scaling.feed_forward(x, parameters, *chosen))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, weight, _, out_weight, _, _, ctx.draw = inputs
-        ctx.save_for_backward(x, weight, out_weight, *output[1:])
+        activation, draw, eps, *given = inputs
+        ctx.chosen, ctx.count = (activation == "relu", draw.p, draw.seeds, draw.begin, eps), len(given)
+        ctx.save_for_backward(*given, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        x, weight, out_weight, active, slope = ctx.saved_tensors
-        d, d_out_bias = torch.ops.scaling.finish_back(dy, ctx.draw.p, ctx.draw.seeds, ctx.draw.begin)
-        d_out_weight = d.mT @ active
-        d = d @ out_weight
-        d_bias = torch.ops.scaling.activate_back(d, slope)
-        return d @ weight, d.mT @ x, d_bias, d_out_weight, d_out_bias, None, None
+        x, *rest = ctx.saved_tensors
+        known = rest[: ctx.count - 1], rest[ctx.count - 1 :]
+        return None, None, None, *torch.ops.scaling.feed_forward_backward(dy, x, *known, *ctx.chosen)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        activation, draw = given[5:]
-        return _Fused.apply(*by_member(info, in_dims[:5], given[:5]), activation, draw.settled()), (0, 0, 0)
+        activation, draw, eps = given[:3]
+        found = _Fused.apply(activation, draw.settled(), eps, *by_member(info, in_dims[3:], given[3:]))
+        return found, (0,) * len(found)
 
 
-def _activate(h: Tensor, bias: Tensor, is_relu: bool) -> Tensor:
-    active, rows = torch.empty_like(h), h.shape[:-1].numel()
-    given = flat(h), flat(bias.contiguous()), _members(h), h.shape[-1], is_relu, flat(active)
-    if rows:
-        _feed_forward.activate(*given, min(threads_of_torch(), rows))
-    return active
+def _forward(
+    x: Tensor, parameters: Sequence[Tensor], is_relu: bool, p: float, seeds: Sequence[int], begin: int, eps: float
+) -> list[Tensor]:
+    x, (weight, bias, out_weight, out_bias) = x.contiguous(), _arrays(parameters)
+    norm = norm_arrays(parameters[4:])
+    sizes, y = _sizes(x, bias, norm), torch.empty_like(x)
+    constants = np.zeros((sizes.members, sizes.numbers), np.float32)
+    turned = np.empty((sizes.members, sizes.bias * sizes.inner), np.float32)
+    _feed_forward.lay_out(sizes, weight, bias, out_weight, *norm, constants, turned)
+    hidden = x.new_empty(sizes.members, sizes.blocks * sizes.inner // LANES * COLUMN)
+    if workers := min(threads_of_torch(), sizes.members * sizes.blocks):
+        known, base = (constants, turned, out_bias, sizes, is_relu), x if parameters[4:] else y.zero_()
+        drawn = Draw(p, tuple(seeds), begin).kernel(sizes.members)
+        _feed_forward.forward(flat(x), F(eps), *known, *drawn, flat(hidden), flat(base), flat(y), workers)
+    return [y, hidden, torch.from_numpy(constants), torch.from_numpy(turned)]
 
 
-def _activate_back(da: Tensor, slope: Tensor) -> Tensor:
-    sums = _sums(da)
-    workers = min(threads_of_torch(), len(sums))
-    _feed_forward.activate_back(flat(da), flat(slope), _members(da), da.shape[-1], sums.reshape(-1), workers)
-    return _added(sums, da)
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    is_relu: bool,
+    p: float,
+    seeds: Sequence[int],
+    begin: int,
+    eps: float,
+) -> list[Tensor]:
+    d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
+    weight, bias, out_weight, out_bias = _arrays(d_parameters)
+    norm, (hidden, constants, turned) = norm_arrays(d_parameters[4:]), (each.numpy() for each in kept)
+    dy, x, dx, sizes = dy.contiguous(), x.contiguous(), torch.empty_like(x), _sizes(x, bias, norm)
+    sums = np.zeros((sizes.members, max(1, min(sizes.blocks, CHUNKS)), sizes.numbers), np.float32)
+    chunks, bias_sums = sums.reshape(-1, sizes.numbers), np.zeros((*sums.shape[:2], sizes.width), np.float32)
+    known = F(eps), constants, turned, sizes, is_relu, *Draw(p, tuple(seeds), begin).kernel(sizes.members)
+    base, found = dy if parameters[4:] else dx.zero_(), (flat(dx), chunks, bias_sums.reshape(len(chunks), -1))
+    workers = min(threads_of_torch(), len(chunks))
+    _feed_forward.backward(flat(dy), flat(x), *known, hidden.reshape(-1), flat(base), *found, workers)
+    _feed_forward.distribute(sizes, sums, weight, bias, out_weight, *norm)
+    out_bias[:] = bias_sums.sum(axis=1)
+    return [dx, *d_parameters]
 
 
-def _finish(y: Tensor, bias: Tensor, p: float, seeds: Sequence[int], begin: int) -> None:
-    drawn, rows = Draw(p, tuple(seeds), begin).kernel(_members(y)), y.shape[:-1].numel()
-    if rows:
-        workers = min(threads_of_torch(), rows)
-        _feed_forward.finish(flat(y), flat(bias.contiguous()), *drawn, _members(y), y.shape[-1], workers)
+def _sizes(x: Tensor, bias: np.ndarray, norm: Sequence[np.ndarray]) -> Sizes:
+    return sizes_of(x.shape[-1], bias.shape[-1], len(bias), x.shape[-2], norm[0].size > 0)
 
 
-def _finish_back(dy: Tensor, p: float, seeds: Sequence[int], begin: int) -> tuple[Tensor, Tensor]:
-    dy = dy.contiguous()
-    drawn, d, sums = Draw(p, tuple(seeds), begin).kernel(_members(dy)), torch.empty_like(dy), _sums(dy)
-    workers = min(threads_of_torch(), len(sums))
-    _feed_forward.finish_back(flat(dy), *drawn, _members(dy), dy.shape[-1], flat(d), sums.reshape(-1), workers)
-    return d, _added(sums, dy)
-
-
-def _members(rows: Tensor) -> int:
-    return len(rows) if rows.ndim == 3 else 1
-
-
-def _sums(rows: Tensor) -> np.ndarray:
-    """Places for sums over the rows of each member, in chunks whose number does not depend on threads."""
-    each = rows.shape[-2]
-    return np.zeros((_members(rows) * max(1, min(each, CHUNKS)), rows.shape[-1]), np.float32)
-
-
-def _added(sums: np.ndarray, rows: Tensor) -> Tensor:
-    added = torch.from_numpy(sums.reshape(_members(rows), -1, sums.shape[-1]).sum(axis=1))
-    return added if rows.ndim == 3 else added[0]
+def _arrays(parameters: Sequence[Tensor]) -> list[np.ndarray]:
+    """The memory of the two weights, each followed by its bias, with an axis of members in front."""
+    return [in_memory(each, ndim) for each, ndim in zip(parameters[:4], (2, 1, 2, 1), strict=True)]
 
 
 _LIBRARY = torch.library.Library("scaling", "FRAGMENT")
 """The kernels are operators, so that a profiler knows them by name."""
-_LIBRARY.define("activate(Tensor(a!) h, Tensor bias, bool is_relu) -> Tensor")
-_LIBRARY.impl("activate", _activate, "CPU")
-_LIBRARY.define("activate_back(Tensor(a!) da, Tensor slope) -> Tensor")
-_LIBRARY.impl("activate_back", _activate_back, "CPU")
-_LIBRARY.define("finish(Tensor(a!) y, Tensor bias, float p, int[] seeds, int begin) -> ()")
-_LIBRARY.impl("finish", _finish, "CPU")
-_LIBRARY.define("finish_back(Tensor dy, float p, int[] seeds, int begin) -> (Tensor, Tensor)")
-_LIBRARY.impl("finish_back", _finish_back, "CPU")
+_CHOSEN = "bool is_relu, float p, int[] seeds, int begin, float eps"
+_LIBRARY.define(f"feed_forward(Tensor x, Tensor[] parameters, {_CHOSEN}) -> Tensor[]")
+_LIBRARY.impl("feed_forward", _forward, "CPU")
+_LIBRARY.define(
+    f"feed_forward_backward(Tensor dy, Tensor x, Tensor[] parameters, Tensor[] kept, {_CHOSEN}) -> Tensor[]"
+)
+_LIBRARY.impl("feed_forward_backward", _backward, "CPU")

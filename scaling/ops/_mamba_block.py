@@ -1,15 +1,17 @@
-"""The Numba kernels of :mod:`scaling.ops.mamba_inner`, written with vectors of channels.
+"""The Numba kernels of :mod:`scaling.ops.mamba_block`, written with vectors of channels.
 
-A sequence is dealt with on its own: what it needs lies in a worker's scratch, where for each vector of channels all
-tokens follow one another, since the scan goes along them; rows of channels would fall on few sets of a core's cache.
-Every ``length`` tokens a piece of it begins, before which nothing has been: convolution and scan go piece by piece,
-all else through the whole sequence. A tile is a vector of channels for four states, four tokens or four taps. All
-arrays are flat. W_x is there twice: ``constants`` hold its rows of channels, ``mixing`` its columns.
+A sequence is dealt with on its own: what it needs lies in a worker's scratch, as columns
+(:mod:`scaling.ops._products`), since the scan goes along tokens; rows of channels would fall on few sets of a core's
+cache. Every ``length`` tokens a piece of it begins, before which nothing has been: convolution and scan go piece by
+piece, all else through the whole sequence. A tile is a vector of channels for four states, four tokens or four taps.
+All arrays are flat. Weights are there twice: ``constants`` hold their rows of channels, ``turned`` their columns.
 """
 
 import numba
 import numpy as np
 
+from scaling.ops._norm import normalise, normalise_back
+from scaling.ops._products import contract, expand, give, outer, take
 from scaling.ops._vectors import (
     GROUP,
     LANES,
@@ -26,7 +28,6 @@ from scaling.ops._vectors import (
     softplus_and_slope,
     spread,
     store,
-    store_rows,
     store_sums,
     zeros,
 )
@@ -44,15 +45,9 @@ parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
 
 
 @jit
-def _input(s, sequence, t):  # type: ignore[no-untyped-def]
-    """Where the inputs of a token begin: what is convolved, then the gate."""
-    return 2 * ((sequence * s.time + t) * s.row + s.first)
-
-
-@jit
-def _output(s, sequence, t):  # type: ignore[no-untyped-def]
-    """Where its outputs begin."""
-    return (sequence * s.time + t) * s.row + s.first
+def _own(s, row, c):  # type: ignore[no-untyped-def]
+    """Where a row of a vector of channels lies among constants and sums of gradients."""
+    return c // LANES * s.panel + row * LANES
 
 
 @jit
@@ -68,20 +63,35 @@ def _of_piece(s, t, c):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _inputs(s, sequence):  # type: ignore[no-untyped-def]
+    """Where what is convolved of a sequence begins, and then what opens its gate."""
+    half = s.channels // LANES * s.column
+    return 2 * sequence * half, (2 * sequence + 1) * half
+
+
+@jit
+def _project(s, own, rows, xz, sequence):  # type: ignore[no-untyped-def]
+    """W_in u: what is convolved and what opens the gate, as columns."""
+    x, z = _inputs(s, sequence)
+    expand(rows, 0, s.row, s.width, own, 0, s.panel, False, xz, x, s.column, s.tokens, s.channels)
+    expand(rows, 0, s.row, s.width, own, s.gate * LANES, s.panel, False, xz, z, s.column, s.tokens, s.channels)
+
+
+@jit
 def _take_in(s, xz, sequence, first, past):  # type: ignore[no-untyped-def]
     """Copy what is convolved of a piece behind the rows of zeros that stand for tokens before it."""
-    for t in range(s.length):
-        source = _input(s, sequence, first + t)
-        for c in range(0, s.channels, LANES):
-            store(past, _of_piece(s, t + s.taps - 1, c), load(xz, source + c))
+    begin, _ = _inputs(s, sequence)
+    for c in range(0, s.channels, LANES):
+        for t in range(s.length):
+            store(past, _of_piece(s, t + s.taps - 1, c), load(xz, begin + _at(s, first + t, c)))
 
 
 @jit
 def _convolved(s, own, past, t, c):  # type: ignore[no-untyped-def]
     """A token of a piece's causal convolution, before its activation."""
-    total = load(own, (s.conv + s.taps) * s.channels + c)
+    total = load(own, _own(s, s.conv + s.taps, c))
     for k in range(0, s.taps, GROUP):
-        taps = load_rows(own, (s.conv + k) * s.channels + c, s.channels)
+        taps = load_tile(own, _own(s, s.conv + k, c))
         total = total + folded(load_tile(past, _of_piece(s, t + k, c)) * taps)
     return total
 
@@ -91,37 +101,21 @@ def _convolve(s, own, xz, sequence, past, x, out):  # type: ignore[no-untyped-de
     """What the convolution gives, and D x."""
     for first in range(0, s.time, s.length):
         _take_in(s, xz, sequence, first, past)
-        for t in range(s.length):
-            for c in range(0, s.channels, LANES):
+        for c in range(0, s.channels, LANES):
+            for t in range(s.length):
                 at, before = _at(s, first + t, c), _convolved(s, own, past, t, c)
                 convolved = before * sigmoid(before)
                 store(x, at, convolved)
-                store(out, at, convolved * load(own, s.D * s.channels + c))
-
-
-@jit
-def _select(s, x, mixing, begin, chosen):  # type: ignore[no-untyped-def]
-    """chosen[t, p] = sum_c W_x[p, c] x[t, c], four tokens and two vectors of p at a time."""
-    for t in range(0, s.tokens, GROUP):
-        for p in range(0, s.selected, 2 * LANES):
-            other = min(p + LANES, s.selected - LANES)  # the last vector, if it has no neighbour, twice
-            one, two = zeros(), zeros()
-            for first in range(0, s.channels, LANES):
-                for c in range(LANES):
-                    row, inputs = begin + (first + c) * s.selected, spread(x, _at(s, t, first) + c, LANES)
-                    one += inputs * repeated(load(mixing, row + p))
-                    two += inputs * repeated(load(mixing, row + other))
-            store_rows(chosen, t * s.selected + p, s.selected, one)
-            store_rows(chosen, t * s.selected + other, s.selected, two)
+                store(out, at, convolved * load(own, _own(s, s.D, c)))
 
 
 @jit
 def _step_size(s, own, chosen, t, c):  # type: ignore[no-untyped-def]
     """A tile of four tokens: dt before its softplus."""
-    total = repeated(load(own, s.dt_bias * s.channels + c))
+    total = repeated(load(own, _own(s, s.dt_bias, c)))
     for r in range(s.rank):
-        weight = repeated(load(own, (s.dt_weight + r) * s.channels + c))
-        total += spread(chosen, t * s.selected + 2 * s.states + r, s.selected) * weight
+        weight = repeated(load(own, _own(s, s.step + r, c)))
+        total += spread(chosen, t * s.selected + s.low + r, s.selected) * weight
     return total
 
 
@@ -130,7 +124,7 @@ def _scan(s, own, chosen, dt, drive, out):  # type: ignore[no-untyped-def]
     """Add C . h to the outputs."""
     for n in range(0, s.states, GROUP):
         for c in range(0, s.channels, LANES):
-            A = load_rows(own, (s.A + n) * s.channels + c, s.channels)
+            A = load_tile(own, _own(s, s.A + n, c))
             for first in range(0, s.time, s.length):
                 h = zeros()
                 for t in range(first, first + s.length):
@@ -140,34 +134,51 @@ def _scan(s, own, chosen, dt, drive, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _gate(s, xz, sequence, out, y):  # type: ignore[no-untyped-def]
+def _gate(s, xz, sequence, out):  # type: ignore[no-untyped-def]
     """Outputs through their gate."""
-    for t in range(s.time):
-        gate, to = _input(s, sequence, t) + s.channels, _output(s, sequence, t)
-        for c in range(0, s.channels, LANES):
-            z = load(xz, gate + c)
-            store(y, to + c, load(out, _at(s, t, c)) * z * sigmoid(z))
+    _, begin = _inputs(s, sequence)
+    for c in range(0, s.channels, LANES):
+        for t in range(s.time):
+            at = _at(s, t, c)
+            z = load(xz, begin + at)
+            store(out, at, load(out, at) * z * sigmoid(z))
 
 
 @parallel
-def forward(xz, constants, mixing, s, members, batch, y, selected, workers):  # type: ignore[no-untyped-def]
-    """Fill the results and what was selected."""
+def forward(  # type: ignore[no-untyped-def]
+    u, eps, constants, turned, s, members, batch, xz, selected, base, y, workers
+):  # fmt: skip
+    """Fill what is kept, the inputs as columns and what was selected, and the results, which ``base`` is added to."""
     rows, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
     for worker in numba.prange(workers):
+        given, result = scratch(s.tokens * s.row), scratch(s.tokens * s.row)
         past, chosen = scratch(of_piece), scratch(s.tokens * s.selected)
         x, dt, drive, out = scratch(rows), scratch(rows), scratch(rows), scratch(rows)
+        hat, rates = scratch(s.tokens * s.row), scratch(s.tokens)
         for b in range(worker * batch // workers, (worker + 1) * batch // workers):
             member = b // (batch // members)
-            own = constants[member]
+            own, other = constants[member], turned[member]
+            take(u, b * s.time * s.width, s.time, s.width, given, s.row, s.tokens)
+            if s.numbers > s.norm:
+                normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
+            _project(s, own, given, xz, b)
             _convolve(s, own, xz, b, past, x, out)
-            _select(s, x, mixing, member * s.channels * s.selected, chosen)
-            for t in range(0, s.tokens, GROUP):
-                for c in range(0, s.channels, LANES):
+            contract(
+                x, 0, s.column, s.channels, other, s.select * s.channels, s.channels * LANES, False,
+                chosen, 0, s.selected, s.tokens, s.selected,
+            )  # fmt: skip
+            for c in range(0, s.channels, LANES):
+                for t in range(0, s.tokens, GROUP):
                     at, size = _at(s, t, c), softplus(_step_size(s, own, chosen, t, c))
                     store(dt, at, size)
                     store(drive, at, size * load_tile(x, at))
             _scan(s, own, chosen, dt, drive, out)
-            _gate(s, xz, b, out, y)
+            _gate(s, xz, b, out)
+            contract(
+                out, 0, s.column, s.channels, other, s.out * s.channels, s.channels * LANES, False,
+                result, 0, s.row, s.tokens, s.outputs,
+            )  # fmt: skip
+            give(result, s.row, s.time, s.width, base, y, b * s.time * s.width)
             for at in range(0, s.time * s.selected, LANES):
                 store(selected, b * s.time * s.selected + at, load(chosen, at))
 
@@ -229,8 +240,8 @@ def _scan_back(  # type: ignore[no-untyped-def]
     for n in range(0, s.states, GROUP):
         d_B[:], d_C[:] = F(0.0), F(0.0)
         for c in range(0, s.channels, LANES):
-            place = (s.A + n) * s.channels + c
-            A, dA = load_rows(own, place, s.channels), load_rows(total, place, s.channels)
+            place = _own(s, s.A + n, c)
+            A, dA = load_tile(own, place), load_tile(total, place)
             for begin in range(0, s.time, s.length):
                 h, dh = zeros(), zeros()
                 for at in range(segments - 1):
@@ -246,98 +257,71 @@ def _scan_back(  # type: ignore[no-untyped-def]
                         s, A, chosen, dt, drive, n, c, first, last, dh, dA, states, decays, d_out, d_drive, d_dt,
                         d_B, d_C,
                     )  # fmt: skip
-            store_rows(total, place, s.channels, dA)
+            store(total, place, dA)
         for t in range(s.time):
             store_sums(d_chosen, t * s.selected + n, load_tile(d_B, t * TILE))
             store_sums(d_chosen, t * s.selected + s.states + n, load_tile(d_C, t * TILE))
 
 
 @jit
-def _add_outer(s, factors, first, count, x, total, row):  # type: ignore[no-untyped-def]
-    """total[row + i, c] += sum_t factors[t, first + i] x[t, c], four i and two vectors of c at a time."""
-    for i in range(0, count, GROUP):
-        for c in range(0, s.channels, 2 * LANES):
-            place, on = (row + i) * s.channels + c, min(LANES, s.channels - LANES - c)  # none: the last one twice
-            one, two = load_rows(total, place, s.channels), load_rows(total, place + on, s.channels)
-            for t in range(s.time):
-                each = spread(factors, t * s.selected + first + i, 1)
-                one += each * repeated(load(x, _at(s, t, c)))
-                two += each * repeated(load(x, _at(s, t, c + on)))
-            store_rows(total, place, s.channels, one)
-            store_rows(total, place + on, s.channels, two)
+def _convolve_back(s, own, xz, past, d_x, slope, after, sequence, d_in, total):  # type: ignore[no-untyped-def]
+    """Fill the gradient of what is convolved, add to the sums of the taps and of the bias.
 
-
-@jit
-def _low_rank_back(s, own, d_delta, d_chosen):  # type: ignore[no-untyped-def]
-    """d_chosen[t, r] = sum_c W_dt[r, c] d_delta[t, c] for the low rank of dt, four r at a time."""
-    for t in range(s.time):
-        for r in range(0, s.rank, GROUP):
-            found = zeros()
-            for c in range(0, s.channels, LANES):
-                weight = load_rows(own, (s.dt_weight + r) * s.channels + c, s.channels)
-                found += repeated(load(d_delta, _at(s, t, c))) * weight
-            store_sums(d_chosen, t * s.selected + 2 * s.states + r, found)
-
-
-@jit
-def _convolve_back(s, own, xz, past, d_x, after, sequence, d_xz, total):  # type: ignore[no-untyped-def]
-    """Fill the convolved half of d_xz, add to the sums of the taps and of the bias.
-
-    ``d_x`` is the gradient of what the activation was given; in ``after`` rows of zeros follow a piece of it.
+    ``d_x`` is the gradient of what the activation gives; in ``after`` rows of zeros follow a piece of what it is given.
     """
     for first in range(0, s.time, s.length):
         _take_in(s, xz, sequence, first, past)
         for c in range(0, s.channels, LANES):
+            d_bias = load(total, _own(s, s.conv + s.taps, c))
             for t in range(s.length):
-                store(after, _of_piece(s, t, c), load(d_x, _at(s, first + t, c)))
-            bias_place = (s.conv + s.taps) * s.channels + c
-            d_bias = load(total, bias_place)
-            for t in range(s.length):
-                d_bias += load(after, _of_piece(s, t, c))
-            store(total, bias_place, d_bias)
+                at = _at(s, first + t, c)
+                d = load(d_x, at) * load(slope, at)
+                store(after, _of_piece(s, t, c), d)
+                d_bias += d
+            store(total, _own(s, s.conv + s.taps, c), d_bias)
             for k in range(0, s.taps, GROUP):
-                place = (s.conv + k) * s.channels + c
-                found = load_rows(total, place, s.channels)
+                place = _own(s, s.conv + k, c)
+                found = load_tile(total, place)
                 for t in range(s.length):
                     found += load_tile(past, _of_piece(s, t + k, c)) * repeated(load(after, _of_piece(s, t, c)))
-                store_rows(total, place, s.channels, found)
-        for t in range(s.length):
-            for c in range(0, s.channels, LANES):
+                store(total, place, found)
+            for t in range(s.length):
                 found = zeros()
                 for k in range(0, s.taps, GROUP):
-                    taps = load_rows(own, (s.conv + k) * s.channels + c, s.channels)
+                    taps = load_tile(own, _own(s, s.conv + k, c))
                     found += taps * load_rows(after, _of_piece(s, t + s.taps - 1 - k, c), -LANES)
-                store(d_xz, _input(s, sequence, first + t) + c, folded(found))
+                store(d_in, _at(s, first + t, c), folded(found))
 
 
 @jit
-def _begin(s, own, past, xz, dy, sequence, x, slope, out, d_out, d_xz):  # type: ignore[no-untyped-def]
-    """What the convolution gives and its slope, D x, and the gate's gradients but for what it is multiplied with."""
+def _begin(s, own, past, xz, d_y, sequence, x, slope, out, d_out, opened, d_z):  # type: ignore[no-untyped-def]
+    """What the convolution gives and its slope, D x, the open gate, and its gradient but for what it lets through."""
+    _, gate = _inputs(s, sequence)
     for first in range(0, s.time, s.length):
         _take_in(s, xz, sequence, first, past)
-        for t in range(s.length):
-            for c in range(0, s.channels, LANES):
+        for c in range(0, s.channels, LANES):
+            for t in range(s.length):
                 at, before = _at(s, first + t, c), _convolved(s, own, past, t, c)
                 on = sigmoid(before)
                 convolved = before * on
                 store(x, at, convolved)
                 store(slope, at, on + convolved * (F(1.0) - on))
-                store(out, at, convolved * load(own, s.D * s.channels + c))
-    for t in range(s.time):
-        for c in range(0, s.channels, LANES):
-            at, gate = _at(s, t, c), _input(s, sequence, t) + s.channels + c
-            z, dy_t = load(xz, gate), load(dy, _output(s, sequence, t) + c)
+                store(out, at, convolved * load(own, _own(s, s.D, c)))
+    for c in range(0, s.channels, LANES):
+        for t in range(s.time):
+            at = _at(s, t, c)
+            z, d = load(xz, gate + at), load(d_y, at)
             on = sigmoid(z)
-            d_out_t = dy_t * z * on
-            store(d_out, at, d_out_t)
-            store(d_xz, gate, on * dy_t + d_out_t * (F(1.0) - on))
+            store(opened, at, z * on)
+            store(d_out, at, d * z * on)
+            store(d_z, at, d * (on + z * on * (F(1.0) - on)))
 
 
 @jit
 def _open(s, own, chosen, x, dt, drive, opening):  # type: ignore[no-untyped-def]
     """Step sizes, what they drive, and the slope of their softplus."""
-    for t in range(0, s.tokens, GROUP):
-        for c in range(0, s.channels, LANES):
+    for c in range(0, s.channels, LANES):
+        for t in range(0, s.tokens, GROUP):
             at, (size, slope) = _at(s, t, c), softplus_and_slope(_step_size(s, own, chosen, t, c))
             store(dt, at, size)
             store(opening, at, slope)
@@ -345,72 +329,100 @@ def _open(s, own, chosen, x, dt, drive, opening):  # type: ignore[no-untyped-def
 
 
 @jit
-def _close(s, own, x, dt, opening, out, d_out, d_drive, d_dt, sequence, d_xz, d_x, total):  # type: ignore[no-untyped-def]
-    """Gradients of the gate, of D, and of x and of the step sizes as far as the scan goes; ``d_dt`` becomes theirs."""
+def _close(s, own, x, dt, opening, out, opened, d_out, d_drive, d_dt, d_z, d_x, total):  # type: ignore[no-untyped-def]
+    """Gradients of the gate, of D, and of x and of the step sizes as far as the scan goes; ``d_dt`` becomes theirs.
+
+    ``out`` goes through its gate.
+    """
     for c in range(0, s.channels, LANES):
-        D, dD = load(own, s.D * s.channels + c), load(total, s.D * s.channels + c)
-        d_bias = load(total, s.dt_bias * s.channels + c)
+        D, dD = load(own, _own(s, s.D, c)), load(total, _own(s, s.D, c))
+        d_bias = load(total, _own(s, s.dt_bias, c))
         for t in range(s.time):
-            at, gate = _at(s, t, c), _input(s, sequence, t) + s.channels + c
-            store(d_xz, gate, load(d_xz, gate) * load(out, at))
+            at = _at(s, t, c)
+            before = load(out, at)
+            store(d_z, at, load(d_z, at) * before)
+            store(out, at, load(opened, at) * before)
             dD += load(d_out, at) * load(x, at)
             store(d_x, at, load(d_out, at) * D + load(d_drive, at) * load(dt, at))
             d_delta = (load(d_dt, at) * LN2 + load(d_drive, at) * load(x, at)) * load(opening, at)
             d_bias += d_delta
             store(d_dt, at, d_delta)
-        store(total, s.D * s.channels + c, dD)
-        store(total, s.dt_bias * s.channels + c, d_bias)
+        store(total, _own(s, s.D, c), dD)
+        store(total, _own(s, s.dt_bias, c), d_bias)
 
 
 @jit
-def _select_back(s, own, d_chosen, slope, d_x):  # type: ignore[no-untyped-def]
-    """Add what was selected to the gradient of x, and turn it into that of what the activation was given.
+def _select_back(s, own, other, chosen, d_chosen, x, d_delta, d_x, total):  # type: ignore[no-untyped-def]
+    """Take gradients of step sizes and of what was selected back to x; add to those of W_dt and W_x."""
+    low, step, select = s.low, s.step * LANES, s.select * LANES
+    contract(
+        d_delta, 0, s.column, s.channels, other, s.step * s.channels, s.channels * LANES, False,
+        d_chosen, low, s.selected, s.tokens, s.selected - low,
+    )  # fmt: skip
+    outer(chosen, low, s.selected, s.rank, d_delta, 0, s.column, s.time, s.channels, total, step, s.panel)
+    for first, count in ((0, 2 * s.states), (low, s.rank)):
+        place = select + first * LANES
+        outer(d_chosen, first, s.selected, count, x, 0, s.column, s.time, s.channels, total, place, s.panel)
+        expand(d_chosen, first, s.selected, count, own, place, s.panel, True, d_x, 0, s.column, s.tokens, s.channels)
 
-    Two vectors of channels at a time.
-    """
-    for t in range(0, s.tokens, GROUP):
-        for c in range(0, s.channels, 2 * LANES):
-            on = min(LANES, s.channels - LANES - c)  # none: the last one twice
-            at, other = _at(s, t, c), _at(s, t, c + on)
-            one, two = load_tile(d_x, at), load_tile(d_x, other)
-            for p in range(2 * s.states + s.rank):
-                each, weight = spread(d_chosen, t * s.selected + p, s.selected), p * s.channels + c
-                one += each * repeated(load(own, weight))
-                two += each * repeated(load(own, weight + on))
-            one, two = one * load_tile(slope, at), two * load_tile(slope, other)
-            store(d_x, at, one)
-            store(d_x, other, two)
+
+@jit
+def _project_back(s, other, given, d_in, d_z, d_rows, total):  # type: ignore[no-untyped-def]
+    """Gradient of the input; add to those of W_in."""
+    contract(d_in, 0, s.column, s.channels, other, 0, s.channels * LANES, False, d_rows, 0, s.row, s.tokens, s.outputs)
+    contract(
+        d_z, 0, s.column, s.channels, other, s.gate * s.channels, s.channels * LANES, True,
+        d_rows, 0, s.row, s.tokens, s.outputs,
+    )  # fmt: skip
+    outer(given, 0, s.row, s.width, d_in, 0, s.column, s.time, s.channels, total, 0, s.panel)
+    outer(given, 0, s.row, s.width, d_z, 0, s.column, s.time, s.channels, total, s.gate * LANES, s.panel)
 
 
 @parallel
-def backward(dy, xz, constants, selected, s, members, batch, d_xz, sums, workers):  # type: ignore[no-untyped-def]
-    """Fill ``d_xz``, add up ``sums`` (chunk, row and channel)."""
+def backward(  # type: ignore[no-untyped-def]
+    dy, u, eps, constants, turned, xz, selected, s, members, batch, base, d_u, sums, workers
+):  # fmt: skip
+    """Fill ``d_u``, which ``base`` is added to; add to ``sums`` (chunk, and as the constants are)."""
     rows, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
     segments = -(-s.length // SEGMENT)
     each, chunks = batch // members, len(sums) // members
     for worker in numba.prange(workers):
+        given, upstream, d_rows = scratch(s.tokens * s.row), scratch(s.tokens * s.row), scratch(s.tokens * s.row)
         past, after = scratch(of_piece), scratch(of_piece)
         chosen, d_chosen, d_x = scratch(s.tokens * s.selected), scratch(s.tokens * s.selected), scratch(rows)
         x, slope, dt, drive, opening = scratch(rows), scratch(rows), scratch(rows), scratch(rows), scratch(rows)
         out, d_out, d_drive, d_dt = scratch(rows), scratch(rows), scratch(rows), scratch(rows)
+        opened, d_in, d_z = scratch(rows), scratch(rows), scratch(rows)
         starts, states, decays = scratch(segments * TILE), scratch((SEGMENT + 1) * TILE), scratch(SEGMENT * TILE)
         d_B, d_C = scratch(s.time * TILE), scratch(s.time * TILE)
+        hat, rates, means = scratch(s.tokens * s.row), scratch(s.tokens), scratch(2 * GROUP)
         for chunk in range(worker * len(sums) // workers, (worker + 1) * len(sums) // workers):
             member, part = chunk // chunks, chunk % chunks
-            own, total = constants[member], sums[chunk]
+            own, other, total = constants[member], turned[member], sums[chunk]
             for b in range(member * each + part * each // chunks, member * each + (part + 1) * each // chunks):
+                begin = b * s.time * s.width
+                take(u, begin, s.time, s.width, given, s.row, s.tokens)
+                if s.numbers > s.norm:
+                    normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
+                take(dy, begin, s.time, s.width, upstream, s.row, s.tokens)
                 for at in range(0, s.time * s.selected, LANES):
                     store(chosen, at, load(selected, b * s.time * s.selected + at))
-                _begin(s, own, past, xz, dy, b, x, slope, out, d_out, d_xz)
+                expand(
+                    upstream, 0, s.row, s.width, own, s.out * LANES, s.panel, False,
+                    d_x, 0, s.column, s.tokens, s.channels,
+                )  # fmt: skip
+                _begin(s, own, past, xz, d_x, b, x, slope, out, d_out, opened, d_z)
                 _open(s, own, chosen, x, dt, drive, opening)
                 d_drive[:], d_dt[:] = F(0.0), F(0.0)
                 _scan_back(
                     s, own, chosen, dt, drive, d_out, out, d_drive, d_dt, d_chosen, total, starts, states, decays,
                     d_B, d_C,
                 )  # fmt: skip
-                _close(s, own, x, dt, opening, out, d_out, d_drive, d_dt, b, d_xz, d_x, total)
-                _low_rank_back(s, own, d_dt, d_chosen)
-                _add_outer(s, chosen, 2 * s.states, s.rank, d_dt, total, s.dt_weight)
-                _add_outer(s, d_chosen, 0, 2 * s.states + s.rank, x, total, 0)
-                _select_back(s, own, d_chosen, slope, d_x)
-                _convolve_back(s, own, xz, past, d_x, after, b, d_xz, total)
+                _close(s, own, x, dt, opening, out, opened, d_out, d_drive, d_dt, d_z, d_x, total)
+                outer(upstream, 0, s.row, s.width, out, 0, s.column, s.time, s.channels, total, s.out * LANES, s.panel)
+                _select_back(s, own, other, chosen, d_chosen, x, d_dt, d_x, total)
+                _convolve_back(s, own, xz, past, d_x, slope, after, b, d_in, total)
+                _project_back(s, other, given, d_in, d_z, d_rows, total)
+                if s.numbers > s.norm:
+                    normalise_back(d_rows, s.row, s.tokens, s.width, s.outputs, own, s.norm, hat, rates, means, total)
+                give(d_rows, s.row, s.time, s.width, base, d_u, begin)
