@@ -40,7 +40,7 @@ class Flat:
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
         """Move the parameters into a row; nothing may move them from there any more."""
-        layout = Layout(model)
+        self.layout = layout = Layout(model)
         self.values = layout.join(dict(model.named_parameters()))
         self.slopes = torch.zeros_like(self.values)
         self.parameters = [model.get_parameter(name) for name in layout.shapes]

@@ -222,7 +222,7 @@ class TrainSpec:
     clip: float = 0.25
     """Largest gradient norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of matrix products; convolution and scan stay in single precision."""
+    """Of matrix products; convolution and scan stay in single precision, on a CPU the whole of a Mamba block."""
     evaluations: int = 10
     """Points on the run's curve of held-out loss, evenly spaced; the last one is the end of training."""
 

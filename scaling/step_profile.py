@@ -37,7 +37,7 @@ from scaling.training import Training
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler announces its start and its end on stderr
 
 PHASES = ("windows", "forward", "backward", "optimiser")
-"""Of an update: windows drawn, gathered and moved; network and loss; gradients; clipping and AdamW."""
+"""Of an update: windows drawn, gathered and moved; network and loss; gradients; what gathers, clips, steps."""
 
 PRODUCTS, KERNEL, NETWORK = "matrix products", "Mamba kernel", "feed-forward kernel"
 ATTENTION, CONVOLUTION = "attention", "convolution"

@@ -149,7 +149,7 @@ class Training:
         return loss.detach()
 
     def _descend(self, rate: float | Tensor) -> None:
-        """Clip what gradients there are, and step.
+        """Gather the gradients, clip them, and step.
 
         Accelerate would clip the same, and import DTensor, which like the check of placement takes seconds.
         """

@@ -402,6 +402,7 @@ def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space
         {"branches": "two_global"},
         {"local_expand": 3, "local_d_state": 2, "local_d_conv": 2},
         {"width": 5},
+        {"kind": "dmamba"},
     ],
 )
 def test_branches_side_by_side_are_those_one_by_one(changes):

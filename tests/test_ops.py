@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
-from scaling.ops import _feed_forward, _vectors, selective_scan
+from scaling.ops import _cache, _feed_forward, _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import Draw, seed_from
 from scaling.ops.feed_forward import ACTIVATIONS, feed_forward, feed_forward_ref
@@ -378,3 +379,17 @@ def test_gelu_and_relu_are_right_everywhere_and_pass_nan_on():
         torch.testing.assert_close(found, y.detach(), rtol=3e-7, atol=3e-7, equal_nan=True)
         torch.testing.assert_close(torch.from_numpy(slope[:-1]).double(), expected[:-1], rtol=1e-6, atol=1e-6)
         assert np.isnan(slope[-1])
+
+
+def test_kernels_are_compiled_anew_when_any_of_their_sources_changes(tmp_path, monkeypatch):
+    package = tmp_path / "ops"
+    package.mkdir()
+    folders = []
+    for text in ("one", "one", "two"):
+        (package / "_products.py").write_text(text)
+        monkeypatch.setattr(_cache, "__file__", str(package / "_cache.py"))
+        monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+        _cache.keep_apart()
+        folders.append(numba.config.CACHE_DIR)
+    assert folders[0] == folders[1] != folders[2]
+    assert all(folder.startswith(str(package / "__pycache__")) for folder in folders)

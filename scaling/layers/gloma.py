@@ -173,7 +173,7 @@ class GLoMa(nn.Module):
             self.fusion = Fusion(spec)
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        """What the mixer adds to the residual stream; on a CPU, branches that are plain share a kernel."""
+        """What the mixer adds to the residual stream; on a CPU, branches that are plain share an operator."""
         if plain := self.plain_blocks(u):
             return mamba.side_by_side(plain, self.fusion.shares, u)
         return self._fused(u, [branch(u) for branch in self.branches])

@@ -162,7 +162,7 @@ class Mamba(nn.Module):
 
 def in_one_kernel(u: Tensor) -> bool:
     """Whether a kernel computes whole blocks: on a CPU, in single precision even where autocast asks for half."""
-    return kernel_name(u.device.type, at_least_single(u).dtype) == "numba"
+    return kernel_name(u.device.type, torch.promote_types(u.dtype, torch.float32)) == "numba"
 
 
 def side_by_side(

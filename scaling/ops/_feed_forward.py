@@ -2,7 +2,7 @@
 
 A block of tokens is dealt with on its own: what is inside the network lies as columns (:mod:`scaling.ops._products`)
 in a core's cache. Arrays are flat; a member's tokens follow those of another. ``constants`` have a row for each member,
-which holds W1 and W2, both as rows of what is inside, and b1; ``turned`` holds the weights once more as columns.
+which holds W1 and W2, both as rows of what is inside, b1 and the norm; ``turned`` holds the weights again, as columns.
 """
 
 import functools

@@ -55,7 +55,7 @@ def normalise(rows, row, tokens, width, outputs, norm, at, eps, hat, rates):  # 
 
 @jit
 def normalise_back(d_rows, row, tokens, width, outputs, norm, at, hat, rates, means, sums):  # type: ignore[no-untyped-def]
-    """Gradients of y become those of x; ``means`` is scratch for two tiles' worth of tokens."""
+    """Gradients of y, zero for tokens beyond the last, become those of x; ``means`` has room for twice four numbers."""
     for t in range(0, tokens, GROUP):
         one, two = zeros(), zeros()
         for i in range(0, outputs, LANES):

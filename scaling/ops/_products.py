@@ -4,7 +4,7 @@ Two layouts meet. In *rows* a token's numbers follow one another, and ``row`` is
 *columns* all tokens of a vector of channels follow one another, and ``column`` is the step to the next vector: a tile
 is a vector of four tokens. A matrix of weights lies like columns, its rows in the place of tokens, ``panel`` being the
 step to the next vector of outputs. Each product holds two tiles in registers. Tokens go by fours: both layouts have
-room for as many, and what the last ones hold is of no account. An odd last vector is computed twice.
+room for as many, and no token's numbers reach another's. An odd last vector is computed twice.
 """
 
 import numba

@@ -28,10 +28,11 @@ def by_member(info: Any, in_dims: Sequence[int | None], given: Sequence[Tensor])
 
 def norm_arrays(norm: Sequence[Tensor]) -> list[np.ndarray]:
     """Memory of a norm's weight and bias, with an axis of members in front; nothing in it where there is no norm."""
-    return [in_memory(x, 1) for x in norm] or [NOTHING, NOTHING]
+    return [in_memory(x, 1) for x in norm] or [ABSENT, ABSENT]
 
 
-NOTHING = np.zeros((0, 0), np.float32)
+ABSENT = np.zeros((0, 0), np.float32)
+"""What stands for a parameter that there is not."""
 
 
 def in_memory(x: Tensor, ndim: int) -> np.ndarray:

@@ -19,6 +19,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
+from scaling.ops import _cache
+
+_cache.keep_apart()
+
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 
 if WIDE and not numba.config.CPU_NAME:

@@ -126,7 +126,7 @@ def _backward(
     begin: int,
     eps: float,
 ) -> list[Tensor]:
-    d_parameters = [torch.empty(parameter.shape) for parameter in parameters]
+    d_parameters = [parameter.new_empty(parameter.shape) for parameter in parameters]
     weight, bias, out_weight, out_bias = _arrays(d_parameters)
     norm, (hidden, constants, turned) = norm_arrays(d_parameters[4:]), (each.numpy() for each in kept)
     dy, x, dx, sizes = dy.contiguous(), x.contiguous(), torch.empty_like(x), _sizes(x, bias, norm)

@@ -72,7 +72,7 @@ def mamba_blocks_ref(
 
 
 class _Fused(torch.autograd.Function):
-    """The result, and for the way back inputs, what was selected and parameters as the kernels want them, by block.
+    """The result, and for the way back xz, what was selected and parameters as the kernels want them, by block.
 
     Mapped over, the members of a population in one call.
     """
@@ -132,8 +132,8 @@ def _backward(
     dy: Tensor, u: Tensor, lengths: Sequence[int], eps: float, parameters: Parameters, kept: Sequence[Tensor]
 ) -> list[Tensor]:
     own = PARAMETERS * len(lengths)
-    d_parameters = [torch.empty(parameter.shape) for parameter in parameters[:own]]
-    d_parameters += [torch.zeros(parameter.shape) for parameter in parameters[own:]]
+    d_parameters = [parameter.new_empty(parameter.shape) for parameter in parameters[:own]]
+    d_parameters += [parameter.new_zeros(parameter.shape) for parameter in parameters[own:]]
     norm, dy, u = norm_arrays(d_parameters[own:]), dy.contiguous(), u.contiguous()
     d_u = torch.empty_like(u)
     base = dy if norm[0].size else d_u.zero_()
