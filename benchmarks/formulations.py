@@ -44,7 +44,7 @@ def around(scan: Scan) -> Inner:
         dt_bias: Tensor,
     ) -> Tensor:
         x, z = xz.chunk(2, dim=-1)
-        x = causal_conv(x, conv_weight, conv_bias)
+        x = causal_conv(x, conv_weight.squeeze(1), conv_bias)
         rank, states = dt_weight.shape[1], A_log.shape[1]
         low_rank, B, C = functional.linear(x, x_weight).split([rank, states, states], dim=-1)
         return scan(x, functional.linear(low_rank, dt_weight), -A_log.exp(), B, C, D, z, dt_bias)

@@ -1,6 +1,5 @@
 """Mamba blocks of other packages in the place of ours, on our parameters."""
 
-import functools
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -69,16 +68,9 @@ def replace(model: nn.Module, make: Maker) -> nn.Module:
     """
     for block in [module for module in model.modules() if isinstance(module, Mamba)]:
         block.forward = _forward(_sharing(make(block.shape), block))  # type: ignore[method-assign, assignment]
-        block.added = functools.partial(_added, block)  # type: ignore[method-assign]
-    for mixer in [module for module in model.modules() if isinstance(module, GLoMa)]:
-        mixer.plain_blocks = lambda u: []  # type: ignore[method-assign]
+    for mixer in [module for module in model.modules() if isinstance(module, Mamba | GLoMa)]:
+        mixer.plain_blocks = lambda tokens: []  # type: ignore[method-assign]
     return model
-
-
-def _added(block: nn.Module, x: Tensor, norm: nn.Module) -> Tensor:
-    """Part by part, since our kernel would not ask the other package."""
-    added: Tensor = x + block(norm(x))
-    return added
 
 
 def _forward(other: nn.Module) -> Callable[[Tensor], Tensor]:

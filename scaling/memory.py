@@ -9,7 +9,6 @@ A is diagonal, hence its entries are its eigenvalues. The eigenvalues alone say 
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pandas as pd
@@ -17,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from scaling.batches import tensors
+from scaling.batches import Tensors, tensors
 from scaling.layers.gloma import GLoMa, LocalBranch
 from scaling.layers.mamba import Mamba
-from scaling.layers.sequence import Layer
+from scaling.layers.sequence import Layer, SequenceModel
 from scaling.train import Trained
 from scaling.windows import Batch
 
@@ -44,13 +43,14 @@ def memory(network: Trained, windows: int = 64, seed: int = 0) -> pd.DataFrame:
         ValueError: the network has no Mamba block, or no window of the held-out episodes is without padding.
 
     """
-    blocks = list(_blocks(network.model))
-    if not blocks:
+    model = network.model
+    blocks = list(_blocks(model))
+    if not isinstance(model, SequenceModel) or not blocks:
         raise ValueError("the network has no Mamba block")
     batch = _full_windows(network, windows, seed)
-    device = next(network.model.parameters()).device
-    with _recorded(network.model) as inputs, torch.no_grad():
-        network.model(*tensors(batch, device))
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        inputs = _inputs(model, tensors(batch, device))
         frames = [
             _block(block, inputs[block]).assign(
                 layer=layer, branch=scope, block=number, reset=reset or batch.mask.shape[1]
@@ -82,27 +82,26 @@ def _blocks(model: nn.Module) -> Iterator[tuple[int, str, int | None, Mamba]]:
                     yield number, scope, reset, block
 
 
-@contextmanager
-def _recorded(model: nn.Module) -> Iterator[dict[Mamba, Tensor]]:
-    """The input of each block during a forward pass, in which blocks within a kernel also go by themselves."""
+def _inputs(model: SequenceModel, given: Tensors) -> dict[Mamba, Tensor]:
+    """What each block is given in a forward pass; blocks within a kernel also go by themselves."""
     inputs: dict[Mamba, Tensor] = {}
 
     def keep(block: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         assert isinstance(block, Mamba)
         inputs[block] = arguments[0]
 
-    def apart(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Layer)
-        for mixer in layer.mixer.branches if isinstance(layer.mixer, GLoMa) else [layer.mixer]:
-            mixer(layer.norm(*arguments))
-
-    watched = {Mamba: keep, Layer: apart}
-    handles = [part.register_forward_pre_hook(watched[type(part)]) for part in model.modules() if type(part) in watched]
+    handles = [part.register_forward_pre_hook(keep) for part in model.modules() if isinstance(part, Mamba)]
     try:
-        yield inputs
+        x = model.stem(*given)
+        for layer in model.layers:
+            assert isinstance(layer, Layer)
+            for mixer in layer.mixer.branches if isinstance(layer.mixer, GLoMa) else [layer.mixer]:
+                mixer(layer.norm(x))
+            x = layer(x)
     finally:
         for handle in handles:
             handle.remove()
+    return inputs
 
 
 def _block(block: Mamba, u: Float[Tensor, "batch token width"]) -> pd.DataFrame:

@@ -39,14 +39,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler announces it
 PHASES = ("windows", "forward", "backward", "optimiser")
 """Of an update: windows drawn, gathered and moved; network and loss; gradients; what gathers, clips, steps."""
 
-PRODUCTS, KERNEL, NETWORK = "matrix products", "Mamba kernel", "feed-forward kernel"
+PRODUCTS, KERNEL, SCAN = "matrix products", "layer kernel", "scan kernel"
 ATTENTION, CONVOLUTION = "attention", "convolution"
 OTHER, IDLE = "other operations", "outside operations"
-PARTS = (PRODUCTS, KERNEL, NETWORK, ATTENTION, CONVOLUTION, OTHER, IDLE)
-"""Of a phase. Outside operations: Python, NumPy and dispatch on a CPU; on a GPU, whatever leaves it idle."""
+PARTS = (PRODUCTS, KERNEL, SCAN, ATTENTION, CONVOLUTION, OTHER, IDLE)
+"""Of a phase. Layer kernel: Mamba blocks and networks on a CPU, their products included. Outside operations: Python,
+NumPy and dispatch on a CPU; on a GPU, whatever leaves it idle."""
 
-OWN = {"scaling::feed_forward": NETWORK, "scaling::dropout": OTHER}
-"""Kernels of our own that belong to no Mamba block, by how their names begin."""
+OWN = {"scaling::layers": KERNEL, "scaling::dropout": OTHER}
+"""Kernels of our own that are no scan's, by how their names begin."""
 
 WATCHED = 8
 """Updates that the profiler looks at, at most; it keeps every event of theirs in memory."""
@@ -291,7 +292,7 @@ def part_of(name: str) -> str:
     if any(
         word in name for word in ("scaling::", "For_scaling_", "SelectiveScan")
     ):  # an operation, or autograd's of it
-        return KERNEL
+        return SCAN
     if "attention" in name:
         return ATTENTION
     if "conv" in name.lower():

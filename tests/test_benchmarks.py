@@ -17,8 +17,9 @@ from benchmarks.document import Settings
 from benchmarks.formulations import Missing
 from benchmarks.steps import HOPPER, Point
 from benchmarks.timing import in_turns
-from scaling.layers import mamba
+from scaling.layers import mamba, sequence
 from scaling.layers.mamba import Mamba, MambaShape
+from scaling.ops.layers import layers
 from scaling.ops.mamba_inner import mamba_inner_ref
 from scaling.spec import ModelSpec
 
@@ -140,9 +141,10 @@ def test_blocks_of_other_packages_do_not_use_our_kernels(make: Callable[[MambaSh
         model = mixers.replace(steps.network(quiet(TINY)), make)
     except Missing as error:
         pytest.skip(str(error))
-    ours = {name: mock.Mock(side_effect=AssertionError) for name in ("mamba_inner", "mamba_blocks")}
-    with mock.patch.multiple(mamba, **ours):
+    ours = {name: mock.Mock(side_effect=AssertionError) for name in ("mamba_inner", "layers")}
+    with mock.patch.multiple(mamba, **ours), mock.patch.object(sequence, "layers", wraps=layers) as used:
         assert model(*steps.inputs(TINY)()[0]).shape == (TINY.batch, TINY.context, HOPPER.action)
+    assert all(not form.lengths for _, form, *_ in (call.args for call in used.call_args_list))
 
 
 def test_the_slow_path_of_transformers_is_taken_where_kernels_for_cuda_are_installed(monkeypatch):

@@ -16,11 +16,12 @@ from benchmarks.steps import blocks_with
 from scaling import plug
 from scaling.errors import UserError
 from scaling.identity import canonical
-from scaling.layers import gloma, mamba
+from scaling.layers import gloma, mamba, sequence
 from scaling.layers.feed_forward import FeedForward
 from scaling.layers.gloma import SCOPES, LocalBranch
 from scaling.layers.mamba import Mamba, shape_of
 from scaling.models import mambadm
+from scaling.ops.layers import layers
 from scaling.ops.mamba_inner import mamba_inner, selected
 from scaling.spec import ModelSpec, RunSpec, Space
 
@@ -371,7 +372,7 @@ def test_flops_are_those_that_pytorch_counts_plus_conv_and_scan(changes, space, 
     spec = small(**{"width": 32, "depth": 1, "context": 6, "encoder": encoder, **changes})
     model = build(spec, space).eval()
     plain = blocks_with(inner_projections)
-    by_parts = mock.patch.object(FeedForward, "added", lambda self, x, norm: x + self(norm(x)))
+    by_parts = mock.patch.object(FeedForward, "in_one_kernel", lambda self, x: False)
     with (
         sdpa_kernel(SDPBackend.MATH),
         plain,
@@ -402,18 +403,21 @@ def test_all_flops_but_those_of_conv_and_scan_are_matrix_products(changes, space
         {"branches": "two_global"},
         {"local_expand": 3, "local_d_state": 2, "local_d_conv": 2},
         {"width": 5},
+        {"branches": "local"},
+        {"ffn": False},
         {"kind": "dmamba"},
     ],
 )
-def test_branches_side_by_side_are_those_one_by_one(changes):
+def test_layers_in_one_kernel_are_those_part_by_part(changes):
     model = build(small(**{"context": 6, "subsequence": 2, **changes}), CONTINUOUS)
     inputs = window(CONTINUOUS, 6, batch=20)
     parameters, found = list(model.parameters()), []
     for together in (nullcontext(), blocks_with(mamba_inner)):
-        with together, mock.patch.object(gloma.mamba, "side_by_side", wraps=mamba.side_by_side) as used:
+        with together, mock.patch.object(sequence, "layers", wraps=layers) as used:
             out = model(**inputs)
         found.append([out, *torch.autograd.grad(out.square().sum(), parameters)])
-        assert used.call_count == (len(model.layers) if isinstance(together, nullcontext) else 0)
+        networks = sum(layer.ffn is not None for layer in model.layers)
+        assert used.call_count == (1 if isinstance(together, nullcontext) else networks)
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
@@ -425,15 +429,16 @@ def test_branches_side_by_side_are_those_one_by_one(changes):
         {"overlap": 1},
         {"fusion": "gate"},
         {"local_weights": "per_window"},
-        {"branches": "local"},
     ],
 )
 def test_branches_that_are_not_plain_go_by_themselves(changes):
     spec = small(**{"context": 6, "subsequence": 2, **changes})
-    with mock.patch.object(gloma.mamba, "side_by_side", wraps=mamba.side_by_side) as used:
+    with mock.patch.object(mamba, "layers", wraps=layers) as used:
         build(spec, CONTINUOUS)(**window(CONTINUOUS, spec.context, batch=20))
     assert used.called
-    assert all(len(call.args[0]) == 1 and len(call.args) == 3 for call in used.call_args_list)
+    assert all(
+        len(form.lengths) == 1 and not form.normed for _, form, *_ in (call.args for call in used.call_args_list)
+    )
 
 
 def test_mamba_has_the_parameter_names_of_mamba_ssm():

@@ -1,6 +1,5 @@
 """The fast kernels against their references: values, gradients, odd sizes, threads, NaN."""
 
-import functools
 from collections.abc import Callable
 
 import numba
@@ -13,11 +12,9 @@ from torch.nn import functional
 
 from scaling.ops import _cache, _feed_forward, _vectors, selective_scan
 from scaling.ops.causal_conv import causal_conv
-from scaling.ops.dropout import Draw, seed_from
-from scaling.ops.feed_forward import ACTIVATIONS, feed_forward, feed_forward_ref
-from scaling.ops.mamba_block import PARAMETERS, mamba_blocks, mamba_blocks_ref
+from scaling.ops.dropout import NOTHING, Draw, seed_from
+from scaling.ops.layers import ACTIVATIONS, BLOCK, Form, layers, layers_ref
 from scaling.ops.mamba_inner import mamba_inner, mamba_inner_ref
-from scaling.ops.norm import Norm
 from scaling.ops.selective_scan import kernel_name, selective_scan_ref
 
 
@@ -37,7 +34,11 @@ def scan_inputs(batch: int, time: int, channels: int, states: int) -> list[Tenso
 def inner_inputs(batch: int, time: int, channels: int, states: int, taps: int = 4, rank: int = 3) -> list[Tensor]:
     normal = normal_of(time)
     xz, x_weight = normal(batch, time, 2 * channels), normal(rank + 2 * states, channels) / channels**0.5
-    small, dt_weight, A_log = normal(channels, taps) / 2, normal(channels, rank) / rank**0.5, normal(channels, states)
+    small, dt_weight, A_log = (
+        normal(channels, 1, taps) / 2,
+        normal(channels, rank) / rank**0.5,
+        normal(channels, states),
+    )
     return [xz, small, normal(channels), x_weight, dt_weight, A_log, normal(channels), normal(channels) - 1.0]
 
 
@@ -51,11 +52,11 @@ def block_inputs(
 
 
 def block(u: Tensor, *parameters: Tensor) -> Tensor:
-    return mamba_blocks(u, [u.shape[1]], [parameters])
+    return layers(u, Form((u.shape[1],), normed=False), [NOTHING], parameters)
 
 
 def block_ref(u: Tensor, *parameters: Tensor) -> Tensor:
-    return mamba_blocks_ref(u, [u.shape[1]], [parameters])
+    return layers_ref(u, Form((u.shape[1],), normed=False), [NOTHING], parameters)
 
 
 def gradients(function, inputs: list[Tensor], upstream: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -90,9 +91,7 @@ def beside(function, lengths: tuple[int, int]):
     """Two blocks, with a norm if there are parameters left."""
 
     def call(u: Tensor, *parameters: Tensor) -> Tensor:
-        blocks = parameters[:PARAMETERS], parameters[PARAMETERS : 2 * PARAMETERS]
-        norm = Norm(*parameters[2 * PARAMETERS :], 1e-5) if len(parameters) > 2 * PARAMETERS else None
-        return function(u, lengths, blocks, norm)
+        return function(u, Form(lengths, normed=len(parameters) > 2 * BLOCK), [NOTHING], parameters)
 
     return call
 
@@ -115,7 +114,7 @@ SIZES = ("batch", "width", "channels"), [(20, 16, (32, 16)), (3, 16, (32, 16)), 
 @pytest.mark.parametrize(*PLACES)
 @pytest.mark.parametrize(*SIZES)
 def test_the_sum_of_blocks_agrees_with_double_reference(time, lengths, batch, width, channels):
-    fast, slow = (beside(function, lengths) for function in (mamba_blocks, mamba_blocks_ref))
+    fast, slow = (beside(function, lengths) for function in (layers, layers_ref))
     upstream = normal_of(1)(batch, time, width)
     assert_close_to_double(fast, slow, pair_inputs(batch, time, width, channels), upstream)
 
@@ -123,7 +122,7 @@ def test_the_sum_of_blocks_agrees_with_double_reference(time, lengths, batch, wi
 @pytest.mark.parametrize(*PLACES)
 @pytest.mark.parametrize(*SIZES)
 def test_blocks_around_which_the_residual_goes_on_agree_with_double_reference(time, lengths, batch, width, channels):
-    fast, slow = (beside(function, lengths) for function in (mamba_blocks, mamba_blocks_ref))
+    fast, slow = (beside(function, lengths) for function in (layers, layers_ref))
     normal, inputs = normal_of(2), pair_inputs(batch, time, width, channels)
     inputs[0] = 3.0 * inputs[0] + 5.0
     inputs += [1.0 + 0.5 * normal(width), normal(width)]
@@ -132,7 +131,7 @@ def test_blocks_around_which_the_residual_goes_on_agree_with_double_reference(ti
 
 def test_a_nan_stays_in_its_piece():
     u, *parameters = (x.float() for x in pair_inputs(20, 12, 16, (32, 16)))
-    function, upstream = beside(mamba_blocks, (6, 3)), torch.ones(20, 12, 16)
+    function, upstream = beside(layers, (6, 3)), torch.ones(20, 12, 16)
     y_before, (d_before, *_) = gradients(function, [u, *parameters], upstream)
     u[4, 4] = float("nan")
     y, (d, *_) = gradients(function, [u, *parameters], upstream)
@@ -145,9 +144,9 @@ def test_a_nan_stays_in_its_piece():
 
 def test_the_sum_of_blocks_is_that_of_each_alone_on_its_pieces():
     u, *parameters = (x.float() for x in pair_inputs(8, 12, 16, (32, 16)))
-    y = beside(mamba_blocks, (12, 3))(u, *parameters)
-    alone = block(u.reshape(32, 3, 16), *parameters[PARAMETERS:])
-    assert torch.equal(y, block(u, *parameters[:PARAMETERS]) + alone.reshape(8, 12, 16))
+    y = beside(layers, (12, 3))(u, *parameters)
+    alone = block(u.reshape(32, 3, 16), *parameters[BLOCK:])
+    assert torch.equal(y, block(u, *parameters[:BLOCK]) + alone.reshape(8, 12, 16))
 
 
 @pytest.mark.parametrize("channels", [(32, 16), (5, 70)])
@@ -155,7 +154,7 @@ def test_the_sum_of_blocks_is_that_of_each_alone_on_its_pieces():
 def test_members_with_blocks_side_by_side_are_computed_as_each_alone(channels, normed):
     inputs = [x.float() for x in pair_inputs(20, 12, 21, channels)]
     inputs += [torch.ones(21), torch.zeros(21)] if normed else []
-    function, upstream = beside(mamba_blocks, (12, 3)), torch.ones(20, 12, 21)
+    function, upstream = beside(layers, (12, 3)), torch.ones(20, 12, 21)
     alone = [gradients(function, [scale * x for x in inputs], upstream) for scale in (1.0, 1.5)]
     y, found = gradients(torch.vmap(function), [torch.stack([x, 1.5 * x]) for x in inputs], upstream)
     for member, (y_alone, g_alone) in enumerate(alone):
@@ -197,7 +196,7 @@ def test_members_may_share_their_input_or_their_parameters(shared):
     u, *parameters = (x.float() for x in block_inputs(3, 5, 4, 6, 2))
     pair = [torch.stack([x, 2 * x]) for x in parameters] if shared == 0 else parameters
     given = u if shared == 0 else torch.stack([u, 2 * u])
-    y = torch.vmap(block, in_dims=(None, *[0] * PARAMETERS) if shared == 0 else (0, *[None] * PARAMETERS))(given, *pair)
+    y = torch.vmap(block, in_dims=(None, *[0] * BLOCK) if shared == 0 else (0, *[None] * BLOCK))(given, *pair)
     twice = [2 * x for x in parameters] if shared == 0 else parameters
     assert torch.equal(y[1], block(u if shared == 0 else 2 * u, *twice))
 
@@ -228,7 +227,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(batch):
     parameters = [torch.stack([x.float()] * 3) for x in block_inputs(batch, 9, 4, 6, 2)]
     normed = [torch.ones(3, 4), torch.zeros(3, 4)]
     upstream = torch.ones(3, batch, 9, 4)
-    function = torch.vmap(lambda u, *rest: mamba_blocks(u, [9], [rest[:PARAMETERS]], Norm(*rest[PARAMETERS:], 1e-5)))
+    function = torch.vmap(lambda u, *rest: layers(u, Form((9,)), [NOTHING], rest))
     expected = gradients(function, [*parameters, *normed], upstream)
     parameters[0][1, -1, -1], parameters[4][1] = float("nan"), float("nan")
     y, found = gradients(function, [*parameters, *normed], upstream)
@@ -248,7 +247,7 @@ def test_a_profiler_knows_the_kernels_by_name():
     inputs = [x.float() for x in block_inputs(1, 2, 4, 8, 4)]
     with torch.profiler.profile() as watch:
         gradients(block, inputs, torch.ones(1, 2, 4))
-    assert {"scaling::mamba_block", "scaling::mamba_block_backward"} <= {event.name for event in watch.events()}
+    assert {"scaling::layers", "scaling::layers_backward"} <= {event.name for event in watch.events()}
 
 
 @njit
@@ -304,59 +303,118 @@ def feed_forward_inputs(width: int, *batch: int) -> list[Tensor]:
         normal(4 * width),
         normal(width, 4 * width) / 2,
         normal(width),
+        1.0 + 0.5 * normal(width),
+        normal(width),
     ]
 
 
-@pytest.mark.parametrize(
-    ("width", "normed"),
-    [(1, False), (3, False), (8, False), (20, False), (64, False), (3, True), (20, True), (64, True)],
-)
+def network(activation: str, draw: Draw) -> Callable[..., Tensor]:
+    return lambda x, *given: layers(x, Form(activation=activation), [draw], given)
+
+
+@pytest.mark.parametrize("width", [2, 3, 8, 20, 64])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.3, (12345,), 77)])
-def test_feed_forward_agrees_with_double_reference_in_value_and_gradient(width, activation, draw, normed):
-    normal, inputs = normal_of(1), feed_forward_inputs(width, 15, 11)
-    inputs += [1.0 + 0.5 * normal(width), normal(width)] if normed else []
+def test_networks_agree_with_double_reference_in_value_and_gradient(width, activation, draw):
+    def slow(x: Tensor, *given: Tensor) -> Tensor:
+        return layers_ref(x, Form(activation=activation), [draw], given)
 
-    def call(op, x: Tensor, *given: Tensor) -> Tensor:
-        return op(x, *given[:4], activation, draw, Norm(*given[4:], 1e-5) if normed else None)
-
-    fast, slow = (functools.partial(call, op) for op in (feed_forward, feed_forward_ref))
-    assert_close_to_double(fast, slow, inputs, normal(15, 11, width))
+    upstream = normal_of(1)(15, 11, width)
+    assert_close_to_double(network(activation, draw), slow, feed_forward_inputs(width, 15, 11), upstream)
 
 
-def test_a_member_whose_feed_forward_diverges_leaves_the_others_alone():
-    stacked = [torch.stack([x.float()] * 3) for x in feed_forward_inputs(5, 70)]
-    stacked += [torch.ones(3, 5), torch.zeros(3, 5)]
-    function = torch.vmap(lambda x, *rest: feed_forward(x, *rest[:4], "gelu", Draw(0.0), Norm(*rest[4:], 1e-5)))
-    expected = gradients(function, stacked, torch.ones(3, 70, 5))
+def test_a_member_whose_network_diverges_leaves_the_others_alone():
+    stacked = [torch.stack([x.float()] * 3) for x in feed_forward_inputs(5, 10, 7)]
+    function, upstream = torch.vmap(network("gelu", NOTHING)), torch.ones(3, 10, 7, 5)
+    expected = gradients(function, stacked, upstream)
     stacked[0][1, -1], stacked[1][1] = float("nan"), float("nan")
-    y, found = gradients(function, stacked, torch.ones(3, 70, 5))
+    y, found = gradients(function, stacked, upstream)
     assert y[1].isnan().all()
     for one, other in zip((y, *found), (expected[0], *expected[1]), strict=True):
         assert torch.equal(one[[0, 2]], other[[0, 2]])
 
 
-def test_feed_forward_of_no_rows_is_nothing_and_moves_nothing():
-    inputs = [x.float().requires_grad_() for x in feed_forward_inputs(8, 0)]
-    y = feed_forward(*inputs, "gelu", Draw(0.5))
-    assert y.shape == (0, 8)
-    assert not any(slope.any() for slope in torch.autograd.grad(y.sum(), inputs))
-
-
 @pytest.mark.parametrize("width", [5, 16])
-def test_members_of_a_population_feed_forward_as_each_alone(width):
-    stacked = [torch.stack([x, x / 2, -x]).float().requires_grad_() for x in feed_forward_inputs(width, 2, 7)]
+def test_members_of_a_population_go_through_networks_as_each_alone(width):
+    stacked = [torch.stack([x, x / 2, -x]).float() for x in feed_forward_inputs(width, 2, 7)]
     generators = tuple(torch.Generator().manual_seed(seed) for seed in range(3))
     seeds = [seed_from(torch.Generator().manual_seed(seed)) for seed in range(3)]
-    draw = Draw(0.2, generators=generators)
-    y = torch.vmap(lambda *given: feed_forward(*given, "gelu", draw))(*stacked)
-    found = torch.autograd.grad(y.square().sum(), stacked)
+    upstream = torch.ones(2, 7, width)
+    y, found = gradients(torch.vmap(network("gelu", Draw(0.2, generators=generators))), stacked, upstream)
     for member, seed in enumerate(seeds):
-        alone = [x[member].detach().requires_grad_() for x in stacked]
-        y_alone = feed_forward(*alone, "gelu", Draw(0.2, (seed,)))
-        torch.testing.assert_close(y[member], y_alone, rtol=1e-5, atol=1e-5)
-        for one, other in zip(found, torch.autograd.grad(y_alone.square().sum(), alone), strict=True):
-            torch.testing.assert_close(one[member], other, rtol=1e-4, atol=1e-4)
+        y_alone, alone = gradients(network("gelu", Draw(0.2, (seed,))), [x[member] for x in stacked], upstream)
+        assert torch.equal(y[member], y_alone)
+        assert all(torch.equal(one[member], other) for one, other in zip(found, alone, strict=True))
+
+
+LAYERS = [
+    ((12, 3), (32, 16), "gelu", True, 2),
+    ((4, 12), (5, 70), "relu", True, 3),
+    ((6,), (16,), "gelu", True, 3),
+    ((12, 3), (16, 16), None, True, 3),
+    ((12,), (16,), None, False, 1),
+    ((), (), "gelu", True, 2),
+]
+
+
+def layers_inputs(width: int, lengths, channels, activation, normed: bool, depth: int) -> tuple[Form, list[Tensor]]:
+    normal, parameters = normal_of(width), []
+    for _ in range(depth):
+        for count, states in zip(channels, (3, 5), strict=False):
+            parameters += block_inputs(1, 1, width, count, states)[1:]
+        parameters += [1.0 + 0.5 * normal(width), normal(width)] if normed and channels else []
+        parameters += feed_forward_inputs(width, 1)[1:] if activation else []
+    return Form(lengths, normed, activation), parameters
+
+
+@pytest.mark.parametrize("batch", [1, 3, 20])
+@pytest.mark.parametrize("width", [16, 21])
+@pytest.mark.parametrize("shape", LAYERS)
+def test_layers_agree_with_double_reference_in_value_and_gradient(batch, width, shape):
+    form, parameters = layers_inputs(width, *shape)
+    draws = [Draw(0.3, (seed,), 77) if form.activation else NOTHING for seed in range(shape[-1])]
+    fast, slow = (lambda x, *given, op=op: op(x, form, draws, given) for op in (layers, layers_ref))
+    normal = normal_of(1)
+    inputs = [normal(batch, 12, width), *parameters]
+    assert_close_to_double(fast, slow, inputs, normal(batch, 12, width))
+
+
+@pytest.mark.parametrize("shape", LAYERS)
+def test_layers_that_keep_nothing_give_the_same(shape):
+    form, parameters = layers_inputs(16, *shape)
+    x, given = normal_of(1)(9, 12, 16).float(), [parameter.float() for parameter in parameters]
+    y, before = layers(x, form, [NOTHING] * shape[-1], given), x.clone()
+    kept = layers(x.requires_grad_(), form, [NOTHING] * shape[-1], given)
+    assert torch.equal(y, kept)
+    assert torch.equal(x, before)
+
+
+def test_members_go_through_layers_as_each_alone():
+    form, parameters = layers_inputs(21, *LAYERS[1])
+    inputs = [x.float() for x in (normal_of(1)(20, 12, 21), *parameters)]
+    draws = [Draw(0.2, (1, 2), 5), Draw(0.2, (3, 4), 5), Draw(0.2, (5, 6), 5)]
+    upstream = torch.ones(20, 12, 21)
+    y, found = gradients(
+        torch.vmap(lambda x, *given: layers(x, form, draws, given)),
+        [torch.stack([x, 1.5 * x]) for x in inputs],
+        upstream,
+    )
+    for member, scale in enumerate((1.0, 1.5)):
+        own = [Draw(0.2, (draw.seeds[member],), 5) for draw in draws]
+        y_alone, alone = gradients(
+            lambda x, *given, own=own: layers(x, form, own, given), [scale * x for x in inputs], upstream
+        )
+        assert torch.equal(y[member], y_alone)
+        assert all(torch.equal(one[member], other) for one, other in zip(found, alone, strict=True))
+
+
+def test_layers_of_unlike_shapes_are_refused_and_so_is_double_precision():
+    form, parameters = layers_inputs(16, *LAYERS[0])
+    x, given = torch.zeros(2, 12, 16), [parameter.float() for parameter in parameters]
+    with pytest.raises(ValueError, match="unlike shapes"):
+        layers(x, form, [NOTHING] * 2, [*given[:-1], torch.zeros(17)])
+    with pytest.raises(ValueError, match="float64"):
+        layers(x, form, [NOTHING] * 2, parameters)
 
 
 @njit

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch.profiler import DeviceType
 
 from scaling import cli, step_profile
-from scaling.step_profile import ATTENTION, CONVOLUTION, IDLE, KERNEL, NETWORK, OTHER, PARTS, PHASES, PRODUCTS, SPAN
+from scaling.step_profile import ATTENTION, CONVOLUTION, IDLE, KERNEL, OTHER, PARTS, PHASES, PRODUCTS, SCAN, SPAN
 
 SWEEP = """
 name: tiny
@@ -44,12 +44,11 @@ def call(folder):
         ("aten::mm", PRODUCTS),
         ("aten::addmm", PRODUCTS),
         ("aten::baddbmm", PRODUCTS),
-        ("scaling::selective_scan_backward", KERNEL),
-        ("scaling::causal_conv", KERNEL),
-        ("scaling::mamba_block_backward", KERNEL),
-        ("scaling::feed_forward_backward", NETWORK),
+        ("scaling::selective_scan_backward", SCAN),
+        ("scaling::causal_conv", SCAN),
+        ("scaling::layers_backward", KERNEL),
         ("scaling::dropout", OTHER),
-        ("GeneratedBackwardFor_scaling_causal_conv_defaultBackward", KERNEL),
+        ("GeneratedBackwardFor_scaling_causal_conv_defaultBackward", SCAN),
         ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", ATTENTION),
         ("aten::mkldnn_convolution", CONVOLUTION),
         ("aten::mul", OTHER),
@@ -87,7 +86,7 @@ def test_time_goes_to_the_phase_in_which_an_operation_began_and_to_whoever_calle
     assert set(shares) == set(PHASES)
     assert shares["windows"][IDLE] == 1.0
     found = {part: share for part, share in shares["forward"].items() if share}
-    assert found == pytest.approx({KERNEL: 0.15, PRODUCTS: 0.1, OTHER: 0.25, IDLE: 0.5})
+    assert found == pytest.approx({SCAN: 0.15, PRODUCTS: 0.1, OTHER: 0.25, IDLE: 0.5})
 
 
 def test_a_profile_is_consistent_and_its_floor_is_counted_by_hand(call, folder):

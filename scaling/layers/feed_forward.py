@@ -1,12 +1,10 @@
 """The network at the end of a layer: Linear -> activation -> Linear -> dropout, four times wider inside."""
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from scaling.layers.dropout import Dropout
-from scaling.ops.feed_forward import feed_forward
-from scaling.ops.norm import norm_of
+from scaling.ops.dropout import Draw
 from scaling.spec import ModelSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -24,19 +22,24 @@ class FeedForward(nn.Sequential):
         )
         self.activation = activation
 
-    def added(self, x: Float[Tensor, "*batch width"], norm: nn.LayerNorm) -> Float[Tensor, "*batch width"]:
-        """X + self(norm(x)): by kernels of its own on a CPU in single precision, else part by part.
+    def in_one_kernel(self, x: Tensor) -> bool:
+        """Whether a kernel computes it all: on a CPU in single precision.
 
-        So too where tokens come one at a time: to lay the weights out for a kernel would take longer.
+        Not where tokens come one at a time: to lay the weights out for a kernel would take longer.
         """
-        if x.device.type != "cpu" or x.dtype != torch.float32 or x.ndim == 2 or torch.is_autocast_enabled("cpu"):
-            return x + self(norm(x))
-        first, _, second, dropout = self
-        assert isinstance(first, nn.Linear)
-        assert isinstance(second, nn.Linear)
+        single = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        return single and x.ndim > 2
+
+    def parameters_in_order(self) -> list[Tensor]:
+        """All parameters, as :class:`scaling.ops.layers.Form` says."""
+        first, _, second, _ = self
+        return [first.weight, first.bias, second.weight, second.bias]  # type: ignore[list-item]
+
+    def draw(self, x: Tensor) -> Draw:
+        """What decides the next mask."""
+        dropout = self[3]
         assert isinstance(dropout, Dropout)
-        parameters = (first.weight, first.bias, second.weight, second.bias)
-        return feed_forward(x, *parameters, self.activation, dropout.draw(x), norm_of(norm))
+        return dropout.draw(x)
 
 
 def count(spec: ModelSpec) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from scaling.errors import UserError
 from scaling.layers import mamba
-from scaling.layers.mamba import Mamba, MambaShape, MambaState
+from scaling.layers.mamba import Mamba, MambaShape, MambaState, PlainBlock
 from scaling.spec import ModelSpec
 
 SCOPES: dict[str, tuple[str, ...]] = {
@@ -173,23 +173,16 @@ class GLoMa(nn.Module):
             self.fusion = Fusion(spec)
 
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
-        """What the mixer adds to the residual stream; on a CPU, branches that are plain share an operator."""
-        if plain := self.plain_blocks(u):
-            return mamba.side_by_side(plain, self.fusion.shares, u)
+        """What the mixer adds to the residual stream."""
         return self._fused(u, [branch(u) for branch in self.branches])
 
-    def added(self, x: Float[Tensor, "batch token width"], norm: nn.LayerNorm) -> Float[Tensor, "batch token width"]:
-        """X + self(norm(x))."""
-        if plain := self.plain_blocks(x):
-            return mamba.side_by_side(plain, self.fusion.shares, x, norm)
-        return x + self(norm(x))
-
-    def plain_blocks(self, u: Tensor) -> list[tuple[Mamba, int]]:
-        """Both blocks, with the tokens after which each begins anew; nothing where branches go by themselves."""
-        if len(self.branches) == 1 or self.fusion.kind != "sum" or not mamba.in_one_kernel(u):
+    def plain_blocks(self, tokens: int) -> list[PlainBlock]:
+        """The blocks whose weighted sum this is; none where it is something else."""
+        plain: list[tuple[Mamba, int] | None] = [branch.plain(tokens) for branch in self.branches]  # type: ignore[operator]
+        if None in plain or (len(plain) == 2 and self.fusion.kind != "sum"):
             return []
-        plain = [branch.plain(u.shape[1]) for branch in self.branches]  # type: ignore[operator]
-        return plain if all(plain) else []
+        shares = self.fusion.shares if len(plain) == 2 else (1.0,)
+        return [PlainBlock(*one, share) for one, share in zip(plain, shares, strict=True) if one is not None]
 
     def _fused(self, u: Tensor, mixed: Sequence[Tensor]) -> Tensor:
         if len(mixed) == 1:

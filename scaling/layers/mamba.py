@@ -9,7 +9,6 @@ does that on purpose.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scaling.ops.causal_conv import causal_conv
-from scaling.ops.mamba_block import mamba_blocks
+from scaling.ops.dropout import NOTHING
+from scaling.ops.layers import Form, layers
 from scaling.ops.mamba_inner import at_least_single, mamba_inner, selected
-from scaling.ops.norm import norm_of
 from scaling.ops.selective_scan import kernel_name
 from scaling.spec import ModelSpec
 
@@ -113,20 +112,24 @@ class Mamba(nn.Module):
     def forward(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The block's output, to be added to the residual stream; conv and scan run in single precision at least."""
         if in_one_kernel(u):
-            return side_by_side([(self, u.shape[1])], [1.0], u)
+            form = Form((u.shape[1],), normed=False)
+            return layers(at_least_single(u), form, [NOTHING], self.parameters_in_order())
         return self.out_proj(mamba_inner(at_least_single(self.in_proj(u)), *self.inner_parameters()))
 
-    def added(self, x: Float[Tensor, "batch token width"], norm: nn.LayerNorm) -> Float[Tensor, "batch token width"]:
-        """X + self(norm(x))."""
-        if in_one_kernel(x):
-            return side_by_side([(self, x.shape[1])], [1.0], x, norm)
-        return x + self(norm(x))
+    def plain_blocks(self, tokens: int) -> list["PlainBlock"]:
+        """The block itself."""
+        return [PlainBlock(self, tokens)]
+
+    def parameters_in_order(self, share: float = 1.0) -> list[Tensor]:
+        """All parameters, as :class:`Form` says, for a block whose result is multiplied with ``share``."""
+        out_weight = self.out_proj.weight if share == 1.0 else share * self.out_proj.weight
+        return [self.in_proj.weight, *self.inner_parameters(), out_weight]
 
     def inner_parameters(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What is between the two large projections, as :func:`mamba_inner` wants it."""
         conv, dt = self.conv1d, self.dt_proj
         assert conv.bias is not None
-        return conv.weight.squeeze(1), conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias
+        return conv.weight, conv.bias, self.x_proj.weight, dt.weight, self.A_log, self.D, dt.bias
 
     def step_sizes(self, u: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token inner"]:
         """How far each channel's state moves at each token: softplus(W_dt dt + bias)."""
@@ -165,27 +168,13 @@ def in_one_kernel(u: Tensor) -> bool:
     return kernel_name(u.device.type, torch.promote_types(u.dtype, torch.float32)) == "numba"
 
 
-def side_by_side(
-    blocks: Sequence[tuple[Mamba, int]],
-    shares: Sequence[float],
-    u: Float[Tensor, "batch token width"],
-    norm: nn.LayerNorm | None = None,
-) -> Float[Tensor, "batch token width"]:
-    """The weighted sum of several blocks, where :func:`in_one_kernel`.
+class PlainBlock(NamedTuple):
+    """A block that is given all tokens and computes a mixer, or a part of a weighted sum."""
 
-    Args:
-        blocks: of any shapes, each with the tokens after which it begins anew, a divisor of their number.
-        shares: weights of the sum.
-        u: what all blocks are given.
-        norm: if any, they are given what it makes of ``u``, to which their sum is added.
-
-    """
-    weighted = []
-    for (block, _), share in zip(blocks, shares, strict=True):
-        out_weight = block.out_proj.weight if share == 1.0 else share * block.out_proj.weight
-        weighted.append((block.in_proj.weight, *block.inner_parameters(), out_weight))
-    lengths = [length for _, length in blocks]
-    return mamba_blocks(at_least_single(u), lengths, weighted, None if norm is None else norm_of(norm))
+    block: Mamba
+    length: int
+    """Tokens after which it begins anew, a divisor of their number."""
+    share: float = 1.0
 
 
 def count(shape: MambaShape) -> int:

@@ -3,7 +3,7 @@
 x <- x + Mixer(LN(x));   x <- x + FFN(LN(x))     (pre-norm, as in GPT-2)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scaling.errors import UserError
-from scaling.layers import feed_forward, tokens
+from scaling.layers import feed_forward, mamba, tokens
+from scaling.layers.mamba import PlainBlock
 from scaling.layers.tokens import ActionHead, TokenStem
+from scaling.ops.dropout import NOTHING
+from scaling.ops.layers import Form, layers
+from scaling.ops.mamba_inner import at_least_single
 from scaling.spec import ModelSpec, Space
 
 
@@ -22,7 +26,7 @@ class Layer(nn.Module):
     mixer: Any
     """A module from (batch, token, width) to the same; a recurrent one has ``initial_state`` and ``step`` too.
 
-    One with ``added`` takes in the norm before it and the residual around both.
+    One with ``plain_blocks`` may consist of Mamba blocks.
     """
 
     def __init__(self, spec: ModelSpec, mixer: nn.Module, activation: str = "gelu") -> None:
@@ -34,8 +38,33 @@ class Layer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The layer's output, residual included."""
-        mixed = self.mixer.added(x, self.norm) if hasattr(self.mixer, "added") else x + self.mixer(self.norm(x))
-        return self._with_ffn(mixed)
+        if not (blocks := self.plain_blocks(x)):
+            return self._with_ffn(x + self.mixer(self.norm(x)))
+        if self.has_network_in_kernel(x):
+            return _by_kernel([self], x, [blocks], networks=True)
+        return self._with_ffn(_by_kernel([self], x, [blocks], networks=False))
+
+    def plain_blocks(self, x: Tensor) -> list[PlainBlock]:
+        """The Mamba blocks that are the mixer, where a kernel computes them."""
+        if not hasattr(self.mixer, "plain_blocks") or not mamba.in_one_kernel(x):
+            return []
+        blocks: list[PlainBlock] = self.mixer.plain_blocks(x.shape[1])
+        return blocks
+
+    def has_network_in_kernel(self, x: Tensor) -> bool:
+        """Whether a kernel computes the network at the end."""
+        return self.ffn is not None and self.ffn.in_one_kernel(x)
+
+    def parameters_in_order(self, blocks: Sequence[PlainBlock], network: bool) -> list[Tensor]:
+        """Those of the mixer, if it has blocks, and of the network, as :class:`Form` says."""
+        found = [parameter for block, _, share in blocks for parameter in block.parameters_in_order(share)]
+        if blocks:
+            found += [self.norm.weight, self.norm.bias]
+        if network:
+            assert self.ffn is not None
+            assert self.ffn_norm is not None
+            found += [*self.ffn.parameters_in_order(), self.ffn_norm.weight, self.ffn_norm.bias]
+        return found
 
     def step(self, state: Any, x: Float[Tensor, "batch width"]) -> tuple[Float[Tensor, "batch width"], Any]:
         """Output for one token, and what a recurrent mixer remembers after it."""
@@ -43,7 +72,40 @@ class Layer(nn.Module):
         return self._with_ffn(x + mixed), after
 
     def _with_ffn(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        return x if self.ffn is None or self.ffn_norm is None else self.ffn.added(x, self.ffn_norm)
+        if self.ffn is None or self.ffn_norm is None:
+            return x
+        if self.ffn.in_one_kernel(x):
+            return _by_kernel([self], x, [[]], networks=True)
+        added: Tensor = self.ffn(self.ffn_norm(x))
+        return x + added
+
+
+class Layers(nn.Sequential):
+    """Layers of one form, one after another: on a CPU in one kernel, where that computes all of each."""
+
+    def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
+        """The last layer's output."""
+        each = [layer for layer in self if isinstance(layer, Layer)]
+        blocks = [layer.plain_blocks(x) for layer in each]
+        if all(blocks) and all(layer.ffn is None or layer.has_network_in_kernel(x) for layer in each):
+            return _by_kernel(each, x, blocks, networks=each[0].ffn is not None)
+        for layer in each:
+            x = layer(x)
+        return x
+
+
+def _by_kernel(each: Sequence[Layer], x: Tensor, blocks: Sequence[Sequence[PlainBlock]], networks: bool) -> Tensor:
+    """Layers with these blocks, and with or without their networks; without blocks, the networks alone."""
+    network = each[0].ffn if networks else None
+    form = Form(
+        lengths=tuple(block.length for block in blocks[0]),
+        activation=None if network is None else network.activation,
+        eps=each[0].norm.eps,
+    )
+    draws = [layer.ffn.draw(x) if networks and layer.ffn is not None else NOTHING for layer in each]
+    every = zip(each, blocks, strict=True)
+    parameters = [parameter for layer, own in every for parameter in layer.parameters_in_order(own, networks)]
+    return layers(at_least_single(x), form, draws, parameters)
 
 
 class SequenceModel(nn.Module):
@@ -52,7 +114,7 @@ class SequenceModel(nn.Module):
     def __init__(self, spec: ModelSpec, space: Space, layer: Callable[[ModelSpec], Layer]) -> None:
         super().__init__()
         self.stem = TokenStem(spec, space)
-        self.layers = nn.Sequential(*(layer(spec) for _ in range(spec.depth)))
+        self.layers = Layers(*(layer(spec) for _ in range(spec.depth)))
         self.head = ActionHead(spec, space)
         if spec.init == "gpt2":
             _gpt2_initialisation(self.layers)

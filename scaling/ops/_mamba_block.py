@@ -1,15 +1,16 @@
-"""The Numba kernels of :mod:`scaling.ops.mamba_block`, written with vectors of channels.
+"""A Mamba block inside Numba kernels, written with vectors of channels.
 
 A sequence is dealt with on its own: what it needs lies in a worker's scratch, as columns
 (:mod:`scaling.ops._products`), since the scan goes along tokens; rows of channels would fall on few sets of a core's
 cache. Every ``length`` tokens a piece of it begins, before which nothing has been: convolution and scan go piece by
 piece, all else through the whole sequence. A tile is a vector of channels for four states, four tokens or four taps.
-All arrays are flat. Weights are there twice: ``constants`` hold their rows of channels, ``turned`` their columns.
+Arrays are flat. A member's ``own`` constants hold rows of channels of its parameters, ``other`` the weights' columns.
 """
 
 import numba
 import numpy as np
 
+from scaling.ops._chunks import chunk
 from scaling.ops._norm import normalise, normalise_back
 from scaling.ops._products import contract, expand, give, outer, take
 from scaling.ops._vectors import (
@@ -40,8 +41,7 @@ TILE = GROUP * LANES
 
 LN2 = F(np.log(2.0))
 
-jit = numba.njit(error_model="numpy", cache=True)
-parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
+jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit
@@ -144,22 +144,25 @@ def _gate(s, xz, sequence, out):  # type: ignore[no-untyped-def]
             store(out, at, load(out, at) * z * sigmoid(z))
 
 
-@parallel
-def forward(  # type: ignore[no-untyped-def]
-    u, eps, constants, turned, s, members, batch, xz, selected, base, y, workers
-):  # fmt: skip
-    """Fill what is kept, the inputs as columns and what was selected, and the results, which ``base`` is added to."""
-    rows, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
-    for worker in numba.prange(workers):
-        given, result = scratch(s.tokens * s.row), scratch(s.tokens * s.row)
-        past, chosen = scratch(of_piece), scratch(s.tokens * s.selected)
-        x, dt, drive, out = scratch(rows), scratch(rows), scratch(rows), scratch(rows)
-        hat, rates = scratch(s.tokens * s.row), scratch(s.tokens)
-        for b in range(worker * batch // workers, (worker + 1) * batch // workers):
-            member = b // (batch // members)
-            own, other = constants[member], turned[member]
-            take(u, b * s.time * s.width, s.time, s.width, given, s.row, s.tokens)
-            if s.numbers > s.norm:
+@jit
+def forward(s, laid, shares, begin, end, eps, u, base, y, xz, selected):  # type: ignore[no-untyped-def]
+    """Fill what is kept, the inputs as columns and what was selected, and the results, which ``base`` is added to.
+
+    For the sequences of groups ``begin`` to ``end``; ``laid`` has a row of constants and turned weights per member.
+    """
+    columns, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
+    given, result, hat, rates = (
+        scratch(s.tokens * s.row), scratch(s.tokens * s.row), scratch(s.tokens * s.row), scratch(s.tokens)
+    )  # fmt: skip
+    past, chosen = scratch(of_piece), scratch(s.tokens * s.selected)
+    x, dt, drive, out = scratch(columns), scratch(columns), scratch(columns), scratch(columns)
+    for number in range(begin, end):
+        member, first, last = chunk(shares, number)
+        own, other = laid[member, : s.numbers], laid[member, s.numbers :]
+        for b in range(first, last):
+            at = b * s.time * s.width
+            take(u, at, s.time, s.width, given, s.row, s.tokens)
+            if s.normed:
                 normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
             _project(s, own, given, xz, b)
             _convolve(s, own, xz, b, past, x, out)
@@ -169,18 +172,18 @@ def forward(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             for c in range(0, s.channels, LANES):
                 for t in range(0, s.tokens, GROUP):
-                    at, size = _at(s, t, c), softplus(_step_size(s, own, chosen, t, c))
-                    store(dt, at, size)
-                    store(drive, at, size * load_tile(x, at))
+                    place, size = _at(s, t, c), softplus(_step_size(s, own, chosen, t, c))
+                    store(dt, place, size)
+                    store(drive, place, size * load_tile(x, place))
             _scan(s, own, chosen, dt, drive, out)
             _gate(s, xz, b, out)
             contract(
                 out, 0, s.column, s.channels, other, s.out * s.channels, s.channels * LANES, False,
                 result, 0, s.row, s.tokens, s.outputs,
             )  # fmt: skip
-            give(result, s.row, s.time, s.width, base, y, b * s.time * s.width)
-            for at in range(0, s.time * s.selected, LANES):
-                store(selected, b * s.time * s.selected + at, load(chosen, at))
+            give(result, s.row, s.time, s.width, base, y, at)
+            for i in range(0, s.time * s.selected, LANES):
+                store(selected, b * s.time * s.selected + i, load(chosen, i))
 
 
 @jit
@@ -378,51 +381,50 @@ def _project_back(s, other, given, d_in, d_z, d_rows, total):  # type: ignore[no
     outer(given, 0, s.row, s.width, d_z, 0, s.column, s.time, s.channels, total, s.gate * LANES, s.panel)
 
 
-@parallel
+@jit
 def backward(  # type: ignore[no-untyped-def]
-    dy, u, eps, constants, turned, xz, selected, s, members, batch, base, d_u, sums, workers
+    s, laid, shares, begin, end, eps, u, dy, base, d_u, xz, selected, sums, place
 ):  # fmt: skip
-    """Fill ``d_u``, which ``base`` is added to; add to ``sums`` (chunk, and as the constants are)."""
-    rows, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
+    """Fill ``d_u``, which ``base`` is added to; add to ``sums`` of each group, as the constants are from a place on."""
+    columns, of_piece = s.channels // LANES * s.column, s.channels // LANES * s.piece
     segments = -(-s.length // SEGMENT)
-    each, chunks = batch // members, len(sums) // members
-    for worker in numba.prange(workers):
-        given, upstream, d_rows = scratch(s.tokens * s.row), scratch(s.tokens * s.row), scratch(s.tokens * s.row)
-        past, after = scratch(of_piece), scratch(of_piece)
-        chosen, d_chosen, d_x = scratch(s.tokens * s.selected), scratch(s.tokens * s.selected), scratch(rows)
-        x, slope, dt, drive, opening = scratch(rows), scratch(rows), scratch(rows), scratch(rows), scratch(rows)
-        out, d_out, d_drive, d_dt = scratch(rows), scratch(rows), scratch(rows), scratch(rows)
-        opened, d_in, d_z = scratch(rows), scratch(rows), scratch(rows)
-        starts, states, decays = scratch(segments * TILE), scratch((SEGMENT + 1) * TILE), scratch(SEGMENT * TILE)
-        d_B, d_C = scratch(s.time * TILE), scratch(s.time * TILE)
-        hat, rates, means = scratch(s.tokens * s.row), scratch(s.tokens), scratch(2 * GROUP)
-        for chunk in range(worker * len(sums) // workers, (worker + 1) * len(sums) // workers):
-            member, part = chunk // chunks, chunk % chunks
-            own, other, total = constants[member], turned[member], sums[chunk]
-            for b in range(member * each + part * each // chunks, member * each + (part + 1) * each // chunks):
-                begin = b * s.time * s.width
-                take(u, begin, s.time, s.width, given, s.row, s.tokens)
-                if s.numbers > s.norm:
-                    normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
-                take(dy, begin, s.time, s.width, upstream, s.row, s.tokens)
-                for at in range(0, s.time * s.selected, LANES):
-                    store(chosen, at, load(selected, b * s.time * s.selected + at))
-                expand(
-                    upstream, 0, s.row, s.width, own, s.out * LANES, s.panel, False,
-                    d_x, 0, s.column, s.tokens, s.channels,
-                )  # fmt: skip
-                _begin(s, own, past, xz, d_x, b, x, slope, out, d_out, opened, d_z)
-                _open(s, own, chosen, x, dt, drive, opening)
-                d_drive[:], d_dt[:] = F(0.0), F(0.0)
-                _scan_back(
-                    s, own, chosen, dt, drive, d_out, out, d_drive, d_dt, d_chosen, total, starts, states, decays,
-                    d_B, d_C,
-                )  # fmt: skip
-                _close(s, own, x, dt, opening, out, opened, d_out, d_drive, d_dt, d_z, d_x, total)
-                outer(upstream, 0, s.row, s.width, out, 0, s.column, s.time, s.channels, total, s.out * LANES, s.panel)
-                _select_back(s, own, other, chosen, d_chosen, x, d_dt, d_x, total)
-                _convolve_back(s, own, xz, past, d_x, slope, after, b, d_in, total)
-                _project_back(s, other, given, d_in, d_z, d_rows, total)
-                if s.numbers > s.norm:
-                    normalise_back(d_rows, s.row, s.tokens, s.width, s.outputs, own, s.norm, hat, rates, means, total)
-                give(d_rows, s.row, s.time, s.width, base, d_u, begin)
+    given, upstream, d_rows = scratch(s.tokens * s.row), scratch(s.tokens * s.row), scratch(s.tokens * s.row)
+    past, after = scratch(of_piece), scratch(of_piece)
+    chosen, d_chosen, d_x = scratch(s.tokens * s.selected), scratch(s.tokens * s.selected), scratch(columns)
+    x, slope, dt, drive, opening = (
+        scratch(columns), scratch(columns), scratch(columns), scratch(columns), scratch(columns)
+    )  # fmt: skip
+    out, d_out, d_drive, d_dt = scratch(columns), scratch(columns), scratch(columns), scratch(columns)
+    opened, d_in, d_z = scratch(columns), scratch(columns), scratch(columns)
+    starts, states, decays = scratch(segments * TILE), scratch((SEGMENT + 1) * TILE), scratch(SEGMENT * TILE)
+    d_B, d_C = scratch(s.time * TILE), scratch(s.time * TILE)
+    hat, rates, means = scratch(s.tokens * s.row), scratch(s.tokens), scratch(2 * GROUP)
+    for number in range(begin, end):
+        member, first, last = chunk(shares, number)
+        own, other, total = laid[member, : s.numbers], laid[member, s.numbers :], sums[number, place:]
+        for b in range(first, last):
+            at = b * s.time * s.width
+            take(u, at, s.time, s.width, given, s.row, s.tokens)
+            if s.normed:
+                normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
+            take(dy, at, s.time, s.width, upstream, s.row, s.tokens)
+            for i in range(0, s.time * s.selected, LANES):
+                store(chosen, i, load(selected, b * s.time * s.selected + i))
+            expand(
+                upstream, 0, s.row, s.width, own, s.out * LANES, s.panel, False,
+                d_x, 0, s.column, s.tokens, s.channels,
+            )  # fmt: skip
+            _begin(s, own, past, xz, d_x, b, x, slope, out, d_out, opened, d_z)
+            _open(s, own, chosen, x, dt, drive, opening)
+            d_drive[:], d_dt[:] = F(0.0), F(0.0)
+            _scan_back(
+                s, own, chosen, dt, drive, d_out, out, d_drive, d_dt, d_chosen, total, starts, states, decays, d_B, d_C
+            )
+            _close(s, own, x, dt, opening, out, opened, d_out, d_drive, d_dt, d_z, d_x, total)
+            outer(upstream, 0, s.row, s.width, out, 0, s.column, s.time, s.channels, total, s.out * LANES, s.panel)
+            _select_back(s, own, other, chosen, d_chosen, x, d_dt, d_x, total)
+            _convolve_back(s, own, xz, past, d_x, slope, after, b, d_in, total)
+            _project_back(s, other, given, d_in, d_z, d_rows, total)
+            if s.normed:
+                normalise_back(d_rows, s.row, s.tokens, s.width, s.outputs, own, s.norm, hat, rates, means, total)
+            give(d_rows, s.row, s.time, s.width, base, d_u, at)

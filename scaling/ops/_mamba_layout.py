@@ -1,6 +1,7 @@
-"""Where the kernels of :mod:`scaling.ops.mamba_block` want a block's parameters: as rows of channels, among zeros.
+"""Where the kernels want a Mamba block's parameters: as rows of channels, among zeros.
 
-For each vector of channels all rows follow one another, as :mod:`scaling.ops._products` has its columns.
+For each vector of channels all rows follow one another, as :mod:`scaling.ops._products` has its columns. All weights
+are there once more, turned.
 """
 
 import functools
@@ -8,19 +9,36 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from scaling.ops._norm import lay_out_norm
 from scaling.ops._products import turn
-from scaling.ops._vectors import GROUP, LANES, LINE
+from scaling.ops._vectors import GROUP, LANES, LINE, of_member
 
 LN2 = np.float32(np.log(2.0))
 
-jit = numba.njit(error_model="numpy", cache=True)
+PARAMETERS = 9
+"""Of a block, in this order: W_in, taps and bias of the convolution, W_x, W_dt, A_log, D, bias of dt, W_out."""
+
+jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+class Counts(NamedTuple):
+    """What a block is made of."""
+
+    width: int
+    channels: int
+    states: int
+    rank: int
+    taps: int
 
 
 class Sizes(NamedTuple):
     """Numbers of a block, and the first row of each parameter among its constants and the sums of their gradients."""
 
+    real_channels: int
+    """Channels, states and taps before they are made whole vectors."""
+    real_states: int
+    real_taps: int
     time: int
     length: int
     """Tokens of a piece, a divisor of ``time``."""
@@ -65,35 +83,40 @@ class Sizes(NamedTuple):
     """Numbers from one vector of channels of all rows to the next."""
     norm: int
     """Where, behind all rows, weight and bias of the norm begin (:mod:`scaling.ops._norm`)."""
+    normed: int
     numbers: int
     """Of constants; without a norm they end where it would begin."""
 
 
+FIELDS = len(Sizes._fields)
+
+
 @functools.cache
-def sizes_of(
-    time: int, length: int, width: int, channels: int, states: int, rank: int, taps: int, normed: bool
-) -> Sizes:
+def sizes_of(time: int, length: int, counts: Counts, normed: bool) -> Sizes:
     """The sizes for a block of any numbers."""
-    channels, outputs = up(channels, LANES), up(width, LANES)
-    states, taps = up(states, GROUP), up(taps, GROUP)
+    channels, outputs = up(counts.channels, LANES), up(counts.width, LANES)
+    states, taps = up(counts.states, GROUP), up(counts.taps, GROUP)
     low = up(2 * states, LANES)
-    selected = low + up(rank, LANES)
+    selected = low + up(counts.rank, LANES)
     step = 3 * outputs + selected
-    A = step + up(rank, LANES)
+    A = step + up(counts.rank, LANES)
     D = A + states + taps + 1
     norm = channels * (D + 2)
     return Sizes(
+        real_channels=counts.channels,
+        real_states=counts.states,
+        real_taps=counts.taps,
         time=time,
         length=length,
         tokens=up(time, GROUP),
-        width=width,
+        width=counts.width,
         outputs=outputs,
         row=outputs + LINE,
         channels=channels,
         column=up(time, GROUP) * LANES + LINE,
         piece=up(length + taps, GROUP) * LANES + LINE,
         states=states,
-        rank=rank,
+        rank=counts.rank,
         taps=taps,
         selected=selected,
         low=low,
@@ -108,6 +131,7 @@ def sizes_of(
         dt_bias=D + 1,
         panel=(D + 2) * LANES,
         norm=norm,
+        normed=int(normed),
         numbers=norm + 3 * outputs * normed,
     )
 
@@ -118,65 +142,75 @@ def up(count: int, step: int) -> int:
 
 
 @jit
-def lay_out(s, parameters, gamma, beta, constants, turned):  # type: ignore[no-untyped-def]
-    """Put each member's parameters where the kernels want them, among zeros."""
-    in_weight, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, out_weight = parameters
-    channels, width = D.shape[1], out_weight.shape[1]
-    rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
-    for member in range(len(constants)):
-        for c in range(channels):
-            at = c // LANES * s.panel + c % LANES
-            own = constants[member, at : (c // LANES + 1) * s.panel : LANES]
-            for i in range(width):
-                own[i] = in_weight[member, c, i]
-                own[s.gate + i] = in_weight[member, channels + c, i]
-                own[s.out + i] = out_weight[member, i, c]
-            for n in range(states):
-                own[s.select + n] = x_weight[member, rank + n, c]
-                own[s.select + s.states + n] = x_weight[member, rank + states + n, c]
-                own[s.A + n] = np.exp(A_log[member, c, n]) / -LN2
-            for r in range(rank):
-                own[s.select + s.low + r] = x_weight[member, r, c]
-                own[s.step + r] = dt_weight[member, c, r]
-            for k in range(taps):
-                own[s.conv + s.taps - taps + k] = conv_weight[member, c, k]
-            own[s.conv + s.taps], own[s.D], own[s.dt_bias] = conv_bias[member, c], D[member, c], dt_bias[member, c]
-        turn(constants[member], s.panel, s.weights, s.channels, turned[member])
-        if s.numbers > s.norm:
-            lay_out_norm(gamma[member], beta[member], s.outputs, constants[member], s.norm)
+def sizes_in(row):  # type: ignore[no-untyped-def]
+    """Sizes that lie in an array, in which several can be handed to a loop that runs in parallel."""
+    return Sizes(*to_fixed_tuple(row, FIELDS))
 
 
 @jit
-def distribute(s, sums, constants, parameters, gamma, beta):  # type: ignore[no-untyped-def]
-    """Add up the sums of each member's chunks, and put the gradients where its parameters come from.
+def _arrays(s, addresses, member):  # type: ignore[no-untyped-def]
+    """A member's parameters, or their gradients, the numbers of each one after another."""
+    return (
+        of_member(addresses[0], 2 * s.real_channels * s.width, member),
+        of_member(addresses[1], s.real_channels * s.real_taps, member),
+        of_member(addresses[2], s.real_channels, member),
+        of_member(addresses[3], (s.rank + 2 * s.real_states) * s.real_channels, member),
+        of_member(addresses[4], s.real_channels * s.rank, member),
+        of_member(addresses[5], s.real_channels * s.real_states, member),
+        of_member(addresses[6], s.real_channels, member),
+        of_member(addresses[7], s.real_channels, member),
+        of_member(addresses[8], s.width * s.real_channels, member),
+    )
 
-    Those of the norm are added to what is there.
-    """
-    in_weight, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, out_weight = parameters
-    channels, width = D.shape[1], out_weight.shape[1]
-    rank, states, taps = dt_weight.shape[2], A_log.shape[2], conv_weight.shape[2]
-    for member in range(len(sums)):
-        for chunk in range(1, sums.shape[1]):
-            sums[member, 0] += sums[member, chunk]
-        for c in range(channels):
-            at = c // LANES * s.panel + c % LANES
-            total = sums[member, 0, at : (c // LANES + 1) * s.panel : LANES]
-            for i in range(width):
-                in_weight[member, c, i] = total[i]
-                in_weight[member, channels + c, i] = total[s.gate + i]
-                out_weight[member, i, c] = total[s.out + i]
-            for n in range(states):
-                x_weight[member, rank + n, c] = total[s.select + n]
-                x_weight[member, rank + states + n, c] = total[s.select + s.states + n]
-                A_log[member, c, n] = total[s.A + n] * constants[member, at + (s.A + n) * LANES] * LN2
-            for r in range(rank):
-                x_weight[member, r, c] = total[s.select + s.low + r]
-                dt_weight[member, c, r] = total[s.step + r]
-            for k in range(taps):
-                conv_weight[member, c, k] = total[s.conv + s.taps - taps + k]
-            conv_bias[member, c], dt_bias[member, c] = total[s.conv + s.taps], total[s.dt_bias]
-            D[member, c] = total[s.D]
-        if s.numbers > s.norm:
-            for i in range(width):
-                gamma[member, i] += sums[member, 0, s.norm + i]
-                beta[member, i] += sums[member, 0, s.norm + s.outputs + i]
+
+@jit
+def lay_out(s, addresses, member, c, own, other):  # type: ignore[no-untyped-def]
+    """Put a vector of channels of a member's parameters where the kernels want them."""
+    in_weight, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, out_weight = _arrays(
+        s, addresses, member
+    )
+    panel = own[c // LANES * s.panel : (c // LANES + 1) * s.panel]
+    panel[:] = 0.0
+    for lane in range(min(LANES, s.real_channels - c)):
+        channel, rows = c + lane, panel[lane::LANES]
+        for i in range(s.width):
+            rows[i] = in_weight[channel * s.width + i]
+            rows[s.gate + i] = in_weight[(s.real_channels + channel) * s.width + i]
+            rows[s.out + i] = out_weight[i * s.real_channels + channel]
+        for i in range(s.real_states):
+            rows[s.select + i] = x_weight[(s.rank + i) * s.real_channels + channel]
+            rows[s.select + s.states + i] = x_weight[(s.rank + s.real_states + i) * s.real_channels + channel]
+            rows[s.A + i] = np.exp(A_log[channel * s.real_states + i]) / -LN2
+        for r in range(s.rank):
+            rows[s.select + s.low + r] = x_weight[r * s.real_channels + channel]
+            rows[s.step + r] = dt_weight[channel * s.rank + r]
+        for k in range(s.real_taps):
+            rows[s.conv + s.taps - s.real_taps + k] = conv_weight[channel * s.real_taps + k]
+        rows[s.conv + s.taps], rows[s.D], rows[s.dt_bias] = conv_bias[channel], D[channel], dt_bias[channel]
+    turn(own, s.panel, s.weights, s.channels, c, other)
+
+
+@jit
+def distribute(s, addresses, member, c, total, own):  # type: ignore[no-untyped-def]
+    """Put a vector of channels of a member's gradients where its parameters come from."""
+    in_weight, conv_weight, conv_bias, x_weight, dt_weight, A_log, D, dt_bias, out_weight = _arrays(
+        s, addresses, member
+    )
+    begin = c // LANES * s.panel
+    for lane in range(min(LANES, s.real_channels - c)):
+        channel, rows = c + lane, total[begin + lane : begin + s.panel : LANES]
+        for i in range(s.width):
+            in_weight[channel * s.width + i] = rows[i]
+            in_weight[(s.real_channels + channel) * s.width + i] = rows[s.gate + i]
+            out_weight[i * s.real_channels + channel] = rows[s.out + i]
+        for i in range(s.real_states):
+            x_weight[(s.rank + i) * s.real_channels + channel] = rows[s.select + i]
+            x_weight[(s.rank + s.real_states + i) * s.real_channels + channel] = rows[s.select + s.states + i]
+            A = own[begin + (s.A + i) * LANES + lane]
+            A_log[channel * s.real_states + i] = rows[s.A + i] * A * LN2
+        for r in range(s.rank):
+            x_weight[r * s.real_channels + channel] = rows[s.select + s.low + r]
+            dt_weight[channel * s.rank + r] = rows[s.step + r]
+        for k in range(s.real_taps):
+            conv_weight[channel * s.real_taps + k] = rows[s.conv + s.taps - s.real_taps + k]
+        conv_bias[channel], D[channel], dt_bias[channel] = rows[s.conv + s.taps], rows[s.D], rows[s.dt_bias]

@@ -22,7 +22,7 @@ MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 INCREMENTS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
-jit = numba.njit(error_model="numpy", cache=True)
+jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
 
 

@@ -16,6 +16,7 @@ from scaling.ops._vectors import (
     folded,
     load,
     load_rows,
+    of_member,
     repeated,
     spread,
     store,
@@ -24,7 +25,7 @@ from scaling.ops._vectors import (
     zeros,
 )
 
-jit = numba.njit(error_model="numpy", cache=True)
+jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit
@@ -77,7 +78,17 @@ def normalise_back(d_rows, row, tokens, width, outputs, norm, at, hat, rates, me
 
 
 @jit
-def lay_out_norm(gamma, beta, outputs, norm, at):  # type: ignore[no-untyped-def]
-    """Put them where :func:`normalise` wants them, among zeros."""
-    for i in range(len(gamma)):
+def lay_out_norm(addresses, member, width, outputs, norm, at):  # type: ignore[no-untyped-def]
+    """Put a member's weight and bias where :func:`normalise` wants them, among zeros."""
+    gamma, beta = of_member(addresses[0], width, member), of_member(addresses[1], width, member)
+    norm[at : at + 3 * outputs] = 0.0
+    for i in range(width):
         norm[at + i], norm[at + outputs + i], norm[at + 2 * outputs + i] = gamma[i], beta[i], F(1.0)
+
+
+@jit
+def distribute_norm(addresses, member, width, outputs, sums, at):  # type: ignore[no-untyped-def]
+    """Put a member's gradients where weight and bias come from."""
+    gamma, beta = of_member(addresses[0], width, member), of_member(addresses[1], width, member)
+    for i in range(width):
+        gamma[i], beta[i] = sums[at + i], sums[at + outputs + i]

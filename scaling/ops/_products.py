@@ -9,18 +9,33 @@ room for as many, and no token's numbers reach another's. An odd last vector is 
 
 import numba
 
-from scaling.ops._vectors import GROUP, LANES, load, load_rows, load_tile, repeated, spread, store, store_rows, zeros
+from scaling.ops._vectors import (
+    GROUP,
+    LANES,
+    LINE,
+    load,
+    load_rows,
+    load_tile,
+    repeated,
+    spread,
+    store,
+    store_rows,
+    zeros,
+)
 
-jit = numba.njit(error_model="numpy", cache=True)
+jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit
 def take(x, begin, time, width, rows, row, tokens):  # type: ignore[no-untyped-def]
     """Copy tokens that are packed one after another into rows; zeros follow each, and all up to ``tokens``."""
+    whole, outputs = width - width % LANES, row - LINE
     for t in range(time):
-        for i in range(width):
+        for i in range(0, whole, LANES):
+            store(rows, t * row + i, load(x, begin + t * width + i))
+        for i in range(whole, width):
             rows[t * row + i] = x[begin + t * width + i]
-        for i in range(width, row):
+        for i in range(width, outputs):
             rows[t * row + i] = 0.0
     for i in range(time * row, tokens * row):
         rows[i] = 0.0
@@ -29,9 +44,14 @@ def take(x, begin, time, width, rows, row, tokens):  # type: ignore[no-untyped-d
 @jit
 def give(rows, row, time, width, base, x, begin):  # type: ignore[no-untyped-def]
     """Fill tokens that are packed one after another with the sum of rows and a base."""
+    whole = width - width % LANES
     for t in range(time):
-        for i in range(width):
-            x[begin + t * width + i] = base[begin + t * width + i] + rows[t * row + i]
+        for i in range(0, whole, LANES):
+            at = begin + t * width + i
+            store(x, at, load(base, at) + load(rows, t * row + i))
+        for i in range(whole, width):
+            at = begin + t * width + i
+            x[at] = base[at] + rows[t * row + i]
 
 
 @jit
@@ -100,14 +120,13 @@ def outer(  # type: ignore[no-untyped-def]
 
 
 @jit
-def turn(weights, panel, count, channels, turned):  # type: ignore[no-untyped-def]
-    """The first ``count`` rows of weights, whole vectors of them, as columns: what :func:`contract` wants.
+def turn(weights, panel, count, channels, c, turned):  # type: ignore[no-untyped-def]
+    """A vector of channels of the first ``count`` rows of weights, as columns: what :func:`contract` wants.
 
     Here a row has ``channels`` times a vector's length between one vector of rows and the next.
     """
     for k in range(0, count, LANES):
-        for c in range(0, channels, LANES):
-            source, to = c // LANES * panel + k * LANES, k * channels + c * LANES
-            for i in range(LANES):
-                for j in range(LANES):
-                    turned[to + i * LANES + j] = weights[source + j * LANES + i]
+        source, to = c // LANES * panel + k * LANES, k * channels + c * LANES
+        for i in range(LANES):
+            for j in range(LANES):
+                turned[to + i * LANES + j] = weights[source + j * LANES + i]

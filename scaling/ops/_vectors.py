@@ -38,7 +38,7 @@ GROUP = 4
 
 F = np.float32
 
-jit = numba.njit(error_model="numpy")
+jit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 FREE = ("contract", "nsz")
 """What LLVM may change in sums and products: a product and a sum may become one operation."""
@@ -183,6 +183,40 @@ def _address(typing, array):  # type: ignore[no-untyped-def]
         return builder.ptrtoint(begin, ir.IntType(64))
 
     return types.int64(array), build
+
+
+def _pointers(kind: Any) -> Any:
+    """What makes pointers of addresses."""
+
+    @intrinsic
+    def pointer(typing, address):  # type: ignore[no-untyped-def]
+        def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(given[0], context.get_value_type(signature.return_type))
+
+        return types.CPointer(kind)(address), build
+
+    return pointer
+
+
+_to_float, _to_integer = _pointers(types.float32), _pointers(types.int64)
+
+
+@jit
+def floats(address, count):  # type: ignore[no-untyped-def]
+    """So many numbers that lie from an address on."""
+    return numba.carray(_to_float(address), (count,))
+
+
+@jit
+def integers(address, count):  # type: ignore[no-untyped-def]
+    """So many integers of 64 bits."""
+    return numba.carray(_to_integer(address), (count,))
+
+
+@jit
+def of_member(address, count, member):  # type: ignore[no-untyped-def]
+    """A member's numbers, of which each has so many, one member after another from an address on."""
+    return floats(address + 4 * count * member, count)
 
 
 LINE = 16

@@ -6,7 +6,7 @@
     y[t] = (C[t] . h[t] + D x[t]) silu(z[t])
 
 Names are those of mamba-ssm's ``mamba_inner_fn``; the layout is (batch, time, channel), the one in which projections
-leave it. On a CPU in single precision :mod:`scaling.ops.mamba_block` does this and the projections.
+leave it. On a CPU in single precision :mod:`scaling.ops.layers` does this and all around it.
 """
 
 import torch
@@ -20,7 +20,7 @@ from scaling.ops.selective_scan import selective_scan, selective_scan_ref
 
 def mamba_inner(
     xz: Float[Tensor, "batch time twice_channel"],
-    conv_weight: Float[Tensor, "channel tap"],
+    conv_weight: Float[Tensor, "channel 1 tap"],
     conv_bias: Float[Tensor, " channel"],
     x_weight: Float[Tensor, "rank_and_two_states channel"],
     dt_weight: Float[Tensor, "channel rank"],
@@ -31,7 +31,7 @@ def mamba_inner(
     """What the output projection is given, part by part."""
     x, z = xz.chunk(2, dim=-1)
     with torch.autocast(xz.device.type, enabled=False):
-        x = causal_conv(x, conv_weight, conv_bias)
+        x = causal_conv(x, conv_weight.squeeze(1), conv_bias)
     delta, B, C = selected(x, x_weight, dt_weight, A_log.shape[1])
     with torch.autocast(xz.device.type, enabled=False):
         return selective_scan(x, delta, -A_log.exp(), B, C, D, z, dt_bias)
@@ -39,7 +39,7 @@ def mamba_inner(
 
 def mamba_inner_ref(
     xz: Float[Tensor, "batch time twice_channel"],
-    conv_weight: Float[Tensor, "channel tap"],
+    conv_weight: Float[Tensor, "channel 1 tap"],
     conv_bias: Float[Tensor, " channel"],
     x_weight: Float[Tensor, "rank_and_two_states channel"],
     dt_weight: Float[Tensor, "channel rank"],
@@ -49,7 +49,7 @@ def mamba_inner_ref(
 ) -> Float[Tensor, "batch time channel"]:
     """The same as the equations say it, on any device and in any precision."""
     x, z = xz.chunk(2, dim=-1)
-    x = causal_conv(x, conv_weight, conv_bias)
+    x = causal_conv(x, conv_weight.squeeze(1), conv_bias)
     delta, B, C = selected(x, x_weight, dt_weight, A_log.shape[1])
     return selective_scan_ref(x, delta, -A_log.exp(), B, C, D, z, dt_bias)
 

@@ -1,0 +1,237 @@
+"""Layers of a sequence model: Mamba blocks (Gu & Dao 2023, Figure 3), then a network (Vaswani et al. 2017, Equation 2).
+
+    x <- x + sum_i Mamba_i(norm(x));   x <- x + dropout( act(norm(x) W1^T + b1) W2^T + b2 )
+
+On a CPU one kernel takes a batch through all of them, a sequence at a time, so that what is inside a block or a network
+stays in a core's cache. Norm, activation and what a scan goes through are found again on the way back.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from scaling.ops import _feed_forward, _layers, _mamba_layout
+from scaling.ops._jobs import share
+from scaling.ops._layers import Given, Layout, layout_of
+from scaling.ops._mamba_layout import Counts
+from scaling.ops._rows import by_member, signed, threads_of_torch
+from scaling.ops.dropout import Draw, dropout_ref
+from scaling.ops.mamba_inner import mamba_inner_ref
+
+ACTIVATIONS = ("gelu", "relu")
+
+BLOCK, NORM, NETWORK = _mamba_layout.PARAMETERS, _layers.NORM, _feed_forward.PARAMETERS
+"""How many parameters a block, a norm and a network have."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What layers have in common.
+
+    The parameters of each: of every block W_in (twice_channel, width), what :func:`mamba_inner` is given beside its
+    input, in its order, and W_out (width, channel); weight and bias of the norm before them; W1 (inner, width), b1, W2
+    (width, inner) and b2 of the network; weight and bias of the norm before it.
+    """
+
+    lengths: tuple[int, ...] = ()
+    """Of each block, the tokens after which it begins anew, a divisor of their number."""
+    normed: bool = True
+    """Whether there is a norm before the blocks and the residual around them, as there always is with the network."""
+    activation: str | None = None
+    """The network's, one of :data:`ACTIVATIONS`, gelu the exact one; nothing where there is no network."""
+    eps: float = 1e-5
+    """Of norms."""
+
+    @property
+    def count(self) -> int:
+        """Parameters of a layer."""
+        blocks = BLOCK * len(self.lengths) + NORM * (self.normed and bool(self.lengths))
+        return blocks + (0 if self.activation is None else NETWORK + NORM)
+
+
+def layers(
+    x: Float[Tensor, "batch time width"], form: Form, draws: Sequence[Draw], parameters: Sequence[Tensor]
+) -> Float[Tensor, "batch time width"]:
+    """What comes out of the last layer, by the Numba kernels: on a CPU in single precision.
+
+    Args:
+        x: what the first is given.
+        form: of all layers.
+        draws: which entries are dropped after the network of each; all of one probability and first number.
+        parameters: of one layer after another, in single precision, with the same shapes in each.
+
+    """
+    assert form.normed or (len(draws) == 1 and form.activation is None)
+    y: Tensor = _Fused.apply(_Call(form, tuple(draws), _go_back((x, *parameters))), x, *parameters)[0]
+    return y
+
+
+def _go_back(given: Sequence[Tensor]) -> bool:
+    """Whether there will be a way back."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+
+
+def layers_ref(
+    x: Float[Tensor, "batch time width"], form: Form, draws: Sequence[Draw], parameters: Sequence[Tensor]
+) -> Float[Tensor, "batch time width"]:
+    """The same, layer by layer, block by block and sub-sequence by sub-sequence, as the equations say it."""
+    given = iter(parameters)
+
+    def some(count: int) -> list[Tensor]:
+        return list(itertools.islice(given, count))
+
+    for draw in draws:
+        blocks = [some(BLOCK) for _ in form.lengths]
+        u = _normalised(x, form, some(NORM)) if blocks and form.normed else x
+        mixed = [_block_ref(u, length, *block) for length, block in zip(form.lengths, blocks, strict=True)]
+        x = sum(mixed, x if form.normed else torch.zeros_like(x))
+        if form.activation is not None:
+            (weight, bias, out_weight, out_bias), norm = some(NETWORK), some(NORM)
+            hidden = functional.linear(_normalised(x, form, norm), weight, bias)
+            active = functional.gelu(hidden) if form.activation == "gelu" else functional.relu(hidden)
+            x = x + dropout_ref(functional.linear(active, out_weight, out_bias), draw)
+    return x
+
+
+def _normalised(x: Tensor, form: Form, norm: Sequence[Tensor]) -> Tensor:
+    weight, bias = norm
+    return functional.layer_norm(x, x.shape[-1:], weight, bias, form.eps)
+
+
+def _block_ref(u: Tensor, length: int, in_weight: Tensor, *rest: Tensor) -> Tensor:
+    *inner, out_weight = rest
+    cut = functional.linear(u, in_weight).unflatten(1, (-1, length)).flatten(0, 1)
+    return functional.linear(mamba_inner_ref(cut, *inner), out_weight).reshape(u.shape)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What is no tensor."""
+
+    form: Form
+    draws: tuple[Draw, ...]
+    keeps: bool
+    """What the way back needs, if there will be one."""
+    members: int = 1
+    mapped: bool = False
+    """Whether parameters have an axis of members in front, and sequences of each member follow those of another."""
+
+
+class _Fused(torch.autograd.Function):
+    """The result, and what is kept for the way back; mapped over, the members of a population in one call."""
+
+    @staticmethod
+    @signed
+    def forward(call: _Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.profiler.record_function("scaling::layers"):
+            return _forward(call, x, parameters)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.call, x, *parameters = inputs
+        ctx.shapes = [parameter.shape for parameter in parameters]
+        ctx.save_for_backward(x, output[1])
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        with torch.profiler.record_function("scaling::layers_backward"):
+            x, kept = ctx.saved_tensors
+            return None, *_backward(ctx.call, dy, x, kept, ctx.shapes)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], call: _Call, *given: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
+        x, *parameters = by_member(info, in_dims[1:], given)
+        draws = tuple(draw.settled() for draw in call.draws)
+        call = replace(call, draws=draws, keeps=_go_back((x, *parameters)), members=info.batch_size, mapped=True)
+        y, kept = _Fused.apply(call, x.flatten(0, 1), *parameters)
+        return (y.unflatten(0, (info.batch_size, -1)), kept), (0, None)
+
+
+def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
+    layout = _layout(call, x, [parameter.shape for parameter in parameters])
+    if unlike := {given.dtype for given in (x, *parameters)} - {torch.float32}:
+        raise ValueError(f"layers are computed in single precision, not in {unlike.pop()}")
+    y, kept = torch.empty_like(x), x.new_empty(layout.kept)
+    plan, threads = layout.plan, threads_of_torch()
+    given, *_needed = _given(call, layout, parameters, x=x, kept=kept, y=y)
+    share(_layers.lay_out, given, plan.layers * plan.panels * plan.members, threads)
+    share(_layers.forward, given, plan.members * plan.chunks, threads)
+    return y, kept
+
+
+def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+    layout, dy, x = _layout(call, x, shapes), dy.contiguous(), x.contiguous()
+    sizes = [shape.numel() for shape in shapes]
+    slopes = [row.view(shape) for row, shape in zip(x.new_empty(sum(sizes)).split(sizes), shapes, strict=True)]
+    plan, threads = layout.plan, threads_of_torch()
+    middle, dx, sums = (
+        torch.empty_like(x),
+        torch.empty_like(x),
+        x.new_zeros(plan.members * max(1, plan.chunks), plan.summed),
+    )
+    given, *_needed = _given(call, layout, slopes, x=x, kept=kept, y=dy, middle=middle, dx=dx, sums=sums)
+    for layer in reversed(range(plan.layers)):
+        given[-1] = layer
+        share(_layers.backward, given, plan.members * plan.chunks, threads)
+        share(_layers.distribute, given, plan.panels * plan.members, threads)
+    return dx, *slopes
+
+
+def _layout(call: _Call, x: Tensor, shapes: Sequence[torch.Size]) -> Layout:
+    """The layout for parameters of these shapes.
+
+    Raises:
+        ValueError: those of some layer have others.
+
+    """
+    form, depth = call.form, len(call.draws)
+    own = shapes[: form.count]
+    if list(shapes) != list(own) * depth:
+        raise ValueError("layers have parameters of unlike shapes")
+    shapes = [shape[1:] for shape in own] if call.mapped else own
+    (batch, time, width), blocks = x.shape, []
+    for at, length in enumerate(form.lengths):
+        assert time % length == 0
+        _, (channels, _, taps), _, _, (_, rank), (_, states), *_ = shapes[at * BLOCK : (at + 1) * BLOCK]
+        blocks.append((length, Counts(width, channels, states, rank, taps)))
+    channels = 0 if form.activation is None else shapes[-NORM - NETWORK][0]
+    keeps = call.keeps or form.activation is None
+    each = batch // call.members
+    return layout_of(depth, call.members, each, time, width, form.normed, channels, keeps, tuple(blocks))
+
+
+def _given(call: _Call, layout: Layout, parameters: Sequence[Tensor], **memory: Tensor) -> tuple[np.ndarray, ...]:
+    """What jobs are given, and what must stay in memory for it."""
+    drawn = [draw.kernel(layout.plan.members) for draw in call.draws]
+    seeds, (_, threshold, scale, begin) = np.stack([seeds for seeds, *_ in drawn]), drawn[0]
+    numbers = np.array([call.form.eps, scale], np.float32)
+    addresses = np.array([parameter.data_ptr() for parameter in parameters], np.int64)
+    plan, network, sizes, parts = layout.addresses
+    given = Given(
+        plan=plan,
+        network=network,
+        sizes=sizes,
+        parts=parts,
+        total=layout.kept,
+        parameters=addresses.ctypes.data,
+        each=call.form.count,
+        eps=numbers.ctypes.data,
+        threshold=int(threshold),
+        begin=begin,
+        seeds=seeds.ctypes.data,
+        is_relu=call.form.activation == "relu",
+        **{name: tensor.data_ptr() for name, tensor in memory.items()},
+    )
+    return np.array(given, np.int64), addresses, numbers, seeds
