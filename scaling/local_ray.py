@@ -1,5 +1,6 @@
 """A Ray of this machine alone, or a running one."""
 
+import functools
 import logging
 import os
 import socket
@@ -14,7 +15,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # without GPUs
 
 import ray
 from ray._common.utils import get_ray_address_file
-from ray._private import ray_constants
+from ray._private import parameter, ray_constants
 
 from scaling.errors import UserError
 
@@ -57,7 +58,13 @@ def starting_ray(cpus: int) -> Iterator[Callable[[], None]]:
 
 
 def _start(cpus: int) -> None:
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_SILENT)
+    """Start it, but not what looks after machines that come and go, nor what reads logs aloud: seconds of work."""
+    before = parameter.RayParams
+    parameter.RayParams = functools.partial(before, no_monitor=True, include_log_monitor=False)
+    try:
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **_SILENT)
+    finally:
+        parameter.RayParams = before
 
 
 @contextmanager

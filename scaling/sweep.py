@@ -23,6 +23,7 @@ from scaling import garbage
 with garbage.paused():
     import ray
     from ray import tune
+    from ray.tune.execution import class_cache
     from ray.tune.progress_reporter import TrialProgressCallback
     from ray.tune.search import Searcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -39,6 +40,9 @@ with garbage.paused():
     from scaling.root import open_root
     from scaling.team import Together
     from scaling.work import Work
+
+# A variable that PyTorch Lightning wants: with one, trials could not begin in the processes that Ray has ready.
+class_cache.DEFAULT_ENV_VARS.clear()
 
 REPORT_SECONDS = 2.0
 """A process speaks up about this often; each word waits for the driver."""

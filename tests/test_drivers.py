@@ -76,6 +76,40 @@ with START as ready:
 """
 
 
+READY = """
+import os, time
+from scaling import sweep
+from scaling.local_ray import local_ray
+import psutil, ray
+from ray.tune.execution.class_cache import _ActorClassCache
+
+class Process:
+    def number(self):
+        return os.getpid()
+
+def family():
+    told = {}
+    for child in psutil.Process().children(recursive=True):
+        try:
+            told[child.pid] = " ".join(child.cmdline())
+        except psutil.Error:
+            continue
+    return told
+
+with local_ray(1):
+    while not (ready := {number for number, command in family().items() if command.startswith("ray::IDLE")}):
+        time.sleep(0.1)
+    trial = _ActorClassCache().get(Process).options(num_cpus=1).remote()
+    print(ray.get(trial.number.remote()) in ready, any("monitor.py" in command for command in family().values()))
+"""
+
+
+def test_trials_begin_in_processes_that_ray_has_ready_and_nobody_monitors():
+    done = subprocess.run([sys.executable, "-c", READY], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "False"]
+
+
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks at open ports as Linux tells them")
 @pytest.mark.parametrize("start", ["local_ray(1)", "starting_ray(1)"])
 def test_a_ray_of_this_machine_alone_listens_on_the_loopback_alone(start):
