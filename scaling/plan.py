@@ -23,11 +23,11 @@ Costs = dict[str, Cost]
 BUDGET = 6.0
 """Seconds of trials; with what a process does but once, and the last trial begun, a plan takes somewhat longer."""
 
-START_UP, IMPORTS = 3.0, 4.7
+START_UP, IMPORTS = 3.0, 3.5
 """Seconds from the command to the first run: a constant, and so many times what imports take in one process.
 
 The driver imports while Ray and its own processes start, then those that train, all at once. ``python -m
-benchmarks.prediction`` measures it: on two cores 14 to 18 s, where imports took 3 s.
+benchmarks.prediction`` measures it: on two cores 13 to 16 s, where imports took 3 s.
 """
 
 PER_RUN = 0.3
