@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scaling.ops import _cache, _feed_forward, _vectors, selective_scan
+from scaling.ops._jobs import share
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import NOTHING, Draw, seed_from
 from scaling.ops.layers import ACTIVATIONS, BLOCK, Form, layers, layers_ref
@@ -408,13 +409,27 @@ def test_members_go_through_layers_as_each_alone():
         assert all(torch.equal(one[member], other) for one, other in zip(found, alone, strict=True))
 
 
-def test_layers_of_unlike_shapes_are_refused_and_so_is_double_precision():
+def test_layers_that_cannot_be_are_refused():
     form, parameters = layers_inputs(16, *LAYERS[0])
     x, given = torch.zeros(2, 12, 16), [parameter.float() for parameter in parameters]
-    with pytest.raises(ValueError, match="unlike shapes"):
+    with pytest.raises(ValueError, match="2 layers of width 16 do not have parameters of the shapes"):
         layers(x, form, [NOTHING] * 2, [*given[:-1], torch.zeros(17)])
+    with pytest.raises(ValueError, match="2 layers of width 15"):
+        layers(x[..., :15], form, [NOTHING] * 2, given)
+    with pytest.raises(ValueError, match=r"anew after \(12, 3\) tokens of 10"):
+        layers(x[:, :10], form, [NOTHING] * 2, given)
     with pytest.raises(ValueError, match="float64"):
         layers(x, form, [NOTHING] * 2, parameters)
+
+
+def without_memory(given, first, last):
+    raise MemoryError
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_job_that_finds_no_memory_is_no_result():
+    with pytest.raises(MemoryError, match="found no memory"):
+        share(without_memory, np.zeros(1, np.int64), items=3, threads=2)
 
 
 @njit

@@ -2,12 +2,10 @@
 
 from typing import NamedTuple
 
-import numba
+from scaling.ops._jit import jit
 
 CHUNKS = 8
 """Most groups of a member: a constant, so that sums do not depend on threads, of which a pass cannot use more."""
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class Shares(NamedTuple):

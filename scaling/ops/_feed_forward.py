@@ -8,9 +8,9 @@ holds the weights again, as columns.
 import functools
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
+from scaling.ops._jit import jit
 from scaling.ops._mamba_layout import up
 from scaling.ops._masks import CHUNK, factors
 from scaling.ops._norm import normalise, normalise_back
@@ -34,8 +34,6 @@ TOKENS = 64
 """Of a block."""
 
 COLUMN = TOKENS * LANES + LINE
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class Draws(NamedTuple):

@@ -1,7 +1,8 @@
 """Work that threads share, as functions that are compiled once and called by their address.
 
 Numba compiles what a parallel loop calls anew for the loop, and again for the function around it; for the kernels that
-would be minutes. A job is a function of the address of what it is given, and of the first and last of its items.
+would be minutes. A job is a function of the address of what it is given, and of the first and last of its items; it
+returns ``DONE``.
 """
 
 import functools
@@ -14,33 +15,44 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-Job = Callable[[int, int, int], None]
+Job = Callable[[int, int, int], int]
+
+DONE = 1
+"""Numba gives 0 for a function that raised something, and only says so on stderr."""
 
 
 @functools.cache
 def _compiled(job: Job) -> Any:
     """Machine code, which must not be thrown away; there from the first call on."""
-    signature = types.void(types.int64, types.int64, types.int64)
+    signature = types.int64(types.int64, types.int64, types.int64)
     return numba.cfunc(signature, error_model="numpy", cache=True)(job)
 
 
 def share(job: Job, given: np.ndarray, items: int, threads: int) -> None:
-    """Have threads do all items, each about as many, that follow one another."""
-    _shared(_compiled(job).address, given.ctypes.data, items, min(threads, items))
+    """Have threads do all items, each about as many, that follow one another.
+
+    Raises:
+        MemoryError: one of them could not, for which there is no other reason.
+
+    """
+    workers = min(threads, items)
+    if _shared(_compiled(job).address, given.ctypes.data, items, workers) != workers * DONE:
+        raise MemoryError("a kernel found no memory to work in")
 
 
 @intrinsic
 def _call(typing, job, given, first, last):  # type: ignore[no-untyped-def]
     def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         number = ir.IntType(64)
-        kind = ir.FunctionType(ir.VoidType(), [number] * 3)
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
+        kind = ir.FunctionType(number, [number] * 3)
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
 
-    return types.none(types.int64, types.int64, types.int64, types.int64), build
+    return types.int64(types.int64, types.int64, types.int64, types.int64), build
 
 
 @numba.njit(parallel=True, error_model="numpy", cache=True)
 def _shared(job, given, items, workers):  # type: ignore[no-untyped-def]
+    done = 0
     for worker in numba.prange(workers):
-        _call(job, given, worker * items // workers, (worker + 1) * items // workers)
+        done += _call(job, given, worker * items // workers, (worker + 1) * items // workers)
+    return done

@@ -10,21 +10,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from scaling.ops import _feed_forward, _mamba_block, _mamba_layout
 from scaling.ops._chunks import Shares, chunk, shares_of
 from scaling.ops._feed_forward import COLUMN, TOKENS, Draws
+from scaling.ops._jit import jit
+from scaling.ops._jobs import DONE
 from scaling.ops._mamba_layout import Counts, sizes_in, sizes_of, up
 from scaling.ops._norm import distribute_norm, lay_out_norm
 from scaling.ops._vectors import LANES, LINE, floats, integers
 
 NORM = 2
 """Parameters of a norm: weight and bias."""
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class Plan(NamedTuple):
@@ -129,7 +128,6 @@ class Layout:
         return tuple(row.ctypes.data for row in self.rows)
 
 
-@functools.cache
 def layout_of(
     layers: int, members: int, each: int, time: int, width: int, normed: bool, channels: int, keeps: bool,
     blocks: tuple[tuple[int, Counts], ...],
@@ -306,6 +304,7 @@ def lay_out(address, first, last):  # type: ignore[no-untyped-def]
             if c == 0:
                 begin += _feed_forward.PARAMETERS
                 lay_out_norm(row[begin:], member, p.width, network.outputs, laid, network.norm)
+    return DONE
 
 
 def forward(address, begin, end):  # type: ignore[no-untyped-def]
@@ -336,6 +335,7 @@ def forward(address, begin, end):  # type: ignore[no-untyped-def]
                     network, laid[member, : network.numbers], laid[member, network.numbers :], given.is_relu, draws,
                     seeds[layer, member], eps, before, first, last, within, hidden, result,
                 )  # fmt: skip
+    return DONE
 
 
 def backward(address, begin, end):  # type: ignore[no-untyped-def]
@@ -375,6 +375,7 @@ def backward(address, begin, end):  # type: ignore[no-untyped-def]
             s, laid, shares, begin, end, eps, source, upstream, base, dx, xz, selected, sums, part.sums
         )
         base = dx
+    return DONE
 
 
 def distribute(address, first, last):  # type: ignore[no-untyped-def]
@@ -407,3 +408,4 @@ def distribute(address, first, last):  # type: ignore[no-untyped-def]
                 after = begin + _feed_forward.PARAMETERS
                 distribute_norm(row[after:], member, p.width, network.outputs, total, network.norm)
             _feed_forward.distribute(network, row[begin:], member, c, total)
+    return DONE

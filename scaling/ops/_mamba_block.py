@@ -7,10 +7,9 @@ piece, all else through the whole sequence. A tile is a vector of channels for f
 Arrays are flat. A member's ``own`` constants hold rows of channels of its parameters, ``other`` the weights' columns.
 """
 
-import numba
-import numpy as np
-
 from scaling.ops._chunks import chunk
+from scaling.ops._jit import jit
+from scaling.ops._mamba_layout import LN2
 from scaling.ops._norm import normalise, normalise_back
 from scaling.ops._products import contract, expand, give, outer, take
 from scaling.ops._vectors import (
@@ -38,10 +37,6 @@ SEGMENT = 64
 each segment starts."""
 
 TILE = GROUP * LANES
-
-LN2 = F(np.log(2.0))
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit

@@ -7,10 +7,10 @@ are there once more, turned.
 import functools
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from scaling.ops._jit import jit
 from scaling.ops._products import turn
 from scaling.ops._vectors import GROUP, LANES, LINE, of_member
 
@@ -18,8 +18,6 @@ LN2 = np.float32(np.log(2.0))
 
 PARAMETERS = 9
 """Of a block, in this order: W_in, taps and bias of the convolution, W_x, W_dt, A_log, D, bias of dt, W_out."""
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class Counts(NamedTuple):

@@ -6,9 +6,9 @@ From a place on, ``norm`` holds gamma, beta, and ones where there is a number, e
 behind their numbers. Gradients of gamma and beta are added to ``sums`` from the same place on.
 """
 
-import numba
 import numpy as np
 
+from scaling.ops._jit import jit
 from scaling.ops._vectors import (
     GROUP,
     LANES,
@@ -24,8 +24,6 @@ from scaling.ops._vectors import (
     store_sums,
     zeros,
 )
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit

@@ -7,8 +7,7 @@ step to the next vector of outputs. Each product holds two tiles in registers. T
 room for as many, and no token's numbers reach another's. An odd last vector is computed twice.
 """
 
-import numba
-
+from scaling.ops._jit import jit
 from scaling.ops._vectors import (
     GROUP,
     LANES,
@@ -22,8 +21,6 @@ from scaling.ops._vectors import (
     store_rows,
     zeros,
 )
-
-jit = numba.njit(error_model="numpy", cache=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 @jit

@@ -10,10 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNKS = 8
-"""Groups of rows that sum parameter gradients on their own: a constant, so that sums do not depend on threads, of
-which a backward pass cannot use more."""
-
 
 def flat(x: Tensor) -> np.ndarray:
     """The memory of a contiguous tensor as a NumPy array of one axis."""
@@ -24,21 +20,6 @@ def by_member(info: Any, in_dims: Sequence[int | None], given: Sequence[Tensor])
     """Tensors that are mapped over, each with its axis of members in front; those that all share are repeated."""
     axes = zip(given, in_dims, strict=True)
     return [x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0) for x, at in axes]
-
-
-def norm_arrays(norm: Sequence[Tensor]) -> list[np.ndarray]:
-    """Memory of a norm's weight and bias, with an axis of members in front; nothing in it where there is no norm."""
-    return [in_memory(x, 1) for x in norm] or [ABSENT, ABSENT]
-
-
-ABSENT = np.zeros((0, 0), np.float32)
-"""What stands for a parameter that there is not."""
-
-
-def in_memory(x: Tensor, ndim: int) -> np.ndarray:
-    """A parameter's memory, with an axis of members in front of its ``ndim`` own."""
-    array: np.ndarray = x.detach().contiguous().numpy()
-    return array if array.ndim > ndim else array[None]
 
 
 def signed(forward: Callable[..., Any]) -> Callable[..., Any]:

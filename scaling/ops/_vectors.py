@@ -19,9 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-from scaling.ops import _cache
-
-_cache.keep_apart()
+from scaling.ops._jit import jit
 
 WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 
@@ -38,7 +36,6 @@ GROUP = 4
 
 F = np.float32
 
-jit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 FREE = ("contract", "nsz")
 """What LLVM may change in sums and products: a product and a sum may become one operation."""

@@ -6,6 +6,7 @@ On a CPU one kernel takes a batch through all of them, a sequence at a time, so 
 stays in a core's cache. Norm, activation and what a scan goes through are found again on the way back.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -69,11 +70,11 @@ def layers(
 
     """
     assert form.normed or (len(draws) == 1 and form.activation is None)
-    y: Tensor = _Fused.apply(_Call(form, tuple(draws), _go_back((x, *parameters))), x, *parameters)[0]
+    y: Tensor = _Fused.apply(_Call(form, tuple(draws), _goes_back((x, *parameters))), x, *parameters)[0]
     return y
 
 
-def _go_back(given: Sequence[Tensor]) -> bool:
+def _goes_back(given: Sequence[Tensor]) -> bool:
     """Whether there will be a way back."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
 
@@ -118,7 +119,7 @@ class _Call:
     form: Form
     draws: tuple[Draw, ...]
     keeps: bool
-    """What the way back needs, if there will be one."""
+    """Whether to keep what the way back needs."""
     members: int = 1
     mapped: bool = False
     """Whether parameters have an axis of members in front, and sequences of each member follow those of another."""
@@ -136,7 +137,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.call, x, *parameters = inputs
-        ctx.shapes = [parameter.shape for parameter in parameters]
+        ctx.shapes = tuple(parameter.shape for parameter in parameters)
         ctx.save_for_backward(x, output[1])
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
@@ -153,14 +154,14 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, None]]:
         x, *parameters = by_member(info, in_dims[1:], given)
         draws = tuple(draw.settled() for draw in call.draws)
-        call = replace(call, draws=draws, keeps=_go_back((x, *parameters)), members=info.batch_size, mapped=True)
+        call = replace(call, draws=draws, keeps=_goes_back((x, *parameters)), members=info.batch_size, mapped=True)
         y, kept = _Fused.apply(call, x.flatten(0, 1), *parameters)
         return (y.unflatten(0, (info.batch_size, -1)), kept), (0, None)
 
 
 def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
-    layout = _layout(call, x, [parameter.shape for parameter in parameters])
+    layout = _layout(call, x.shape, tuple(parameter.shape for parameter in parameters))
     if unlike := {given.dtype for given in (x, *parameters)} - {torch.float32}:
         raise ValueError(f"layers are computed in single precision, not in {unlike.pop()}")
     y, kept = torch.empty_like(x), x.new_empty(layout.kept)
@@ -171,8 +172,8 @@ def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tens
     return y, kept
 
 
-def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
-    layout, dy, x = _layout(call, x, shapes), dy.contiguous(), x.contiguous()
+def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: tuple[torch.Size, ...]) -> tuple[Tensor, ...]:
+    layout, dy, x = _layout(call, x.shape, shapes), dy.contiguous(), x.contiguous()
     sizes = [shape.numel() for shape in shapes]
     slopes = [row.view(shape) for row, shape in zip(x.new_empty(sum(sizes)).split(sizes), shapes, strict=True)]
     plan, threads = layout.plan, threads_of_torch()
@@ -189,27 +190,44 @@ def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: Sequence
     return dx, *slopes
 
 
-def _layout(call: _Call, x: Tensor, shapes: Sequence[torch.Size]) -> Layout:
-    """The layout for parameters of these shapes.
+def _layout(call: _Call, shape: torch.Size, shapes: tuple[torch.Size, ...]) -> Layout:
+    return _checked_layout(call.form, len(call.draws), call.members, call.mapped, call.keeps, shape, shapes)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked_layout(
+    form: Form,
+    depth: int,
+    members: int,
+    mapped: bool,
+    keeps: bool,
+    shape: torch.Size,
+    shapes: tuple[torch.Size, ...],
+) -> Layout:
+    """The layout for an input and for parameters of these shapes, which the kernels do not check.
 
     Raises:
-        ValueError: those of some layer have others.
+        ValueError: no layers have such parameters.
 
     """
-    form, depth = call.form, len(call.draws)
-    own = shapes[: form.count]
-    if list(shapes) != list(own) * depth:
-        raise ValueError("layers have parameters of unlike shapes")
-    shapes = [shape[1:] for shape in own] if call.mapped else own
-    (batch, time, width), blocks = x.shape, []
+    (batch, time, width), blocks = shape, []
+    if any(time % length for length in form.lengths):
+        raise ValueError(f"blocks cannot begin anew after {form.lengths} tokens of {time}")
+    own = [tuple(shape[mapped:]) for shape in shapes[: form.count]]
+    expected: list[tuple[int, ...]] = []
     for at, length in enumerate(form.lengths):
-        assert time % length == 0
-        _, (channels, _, taps), _, _, (_, rank), (_, states), *_ = shapes[at * BLOCK : (at + 1) * BLOCK]
+        _, (channels, _, taps), _, _, (_, rank), (_, states), *_ = own[at * BLOCK : (at + 1) * BLOCK]
         blocks.append((length, Counts(width, channels, states, rank, taps)))
-    channels = 0 if form.activation is None else shapes[-NORM - NETWORK][0]
-    keeps = call.keeps or form.activation is None
-    each = batch // call.members
-    return layout_of(depth, call.members, each, time, width, form.normed, channels, keeps, tuple(blocks))
+        expected += [(2 * channels, width), (channels, 1, taps), (channels,), (rank + 2 * states, channels)]
+        expected += [(channels, rank), (channels, states), (channels,), (channels,), (width, channels)]
+    expected += [(width,)] * NORM * (form.normed and bool(blocks))
+    inner = 0 if form.activation is None else own[len(expected)][0]
+    if form.activation is not None:
+        expected += [(inner, width), (inner,), (width, inner), (width,), *[(width,)] * NORM]
+    if [tuple(shape[mapped:]) for shape in shapes] != expected * depth:
+        raise ValueError(f"{depth} layers of width {width} do not have parameters of the shapes {own} each")
+    keeps = keeps or form.activation is None  # else one layer could not give way to the next
+    return layout_of(depth, members, batch // members, time, width, form.normed, inner, keeps, tuple(blocks))
 
 
 def _given(call: _Call, layout: Layout, parameters: Sequence[Tensor], **memory: Tensor) -> tuple[np.ndarray, ...]:
