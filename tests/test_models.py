@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -439,6 +439,22 @@ def test_branches_that_are_not_plain_go_by_themselves(changes):
     assert all(
         len(form.lengths) == 1 and not form.normed for _, form, *_ in (call.args for call in used.call_args_list)
     )
+
+
+def test_layers_that_are_not_alike_go_by_themselves():
+    model = build(small(context=6, subsequence=2, dropout=0.5), CONTINUOUS)
+    model.layers[0].eval()
+    with mock.patch.object(sequence, "layers", wraps=layers) as used:
+        model(**window(CONTINUOUS, 6, batch=20))
+    assert [draw.p for call in used.call_args_list for draw in call.args[2]] == [0.0, 0.5]
+
+
+def test_a_module_among_the_layers_is_called():
+    model = build(small(context=6, subsequence=2), CONTINUOUS).eval()
+    inputs = window(CONTINUOUS, 6, batch=2)
+    before = model(**inputs)
+    model.layers.insert(1, nn.Tanh())
+    assert not torch.allclose(model(**inputs), before)
 
 
 def test_mamba_has_the_parameter_names_of_mamba_ssm():

@@ -353,6 +353,7 @@ LAYERS = [
     ((4, 12), (5, 70), "relu", True, 3),
     ((6,), (16,), "gelu", True, 3),
     ((12, 3), (16, 16), None, True, 3),
+    ((12,), (16,), None, True, 3),
     ((12,), (16,), None, False, 1),
     ((), (), "gelu", True, 2),
 ]
@@ -420,6 +421,21 @@ def test_layers_that_cannot_be_are_refused():
         layers(x[:, :10], form, [NOTHING] * 2, given)
     with pytest.raises(ValueError, match="float64"):
         layers(x, form, [NOTHING] * 2, parameters)
+    with pytest.raises(ValueError, match="meta"):
+        layers(x, form, [NOTHING] * 2, [*given[:-1], given[-1].to("meta")])
+    with pytest.raises(ValueError, match="one probability"):
+        layers(x, form, [NOTHING, Draw(0.5)], given)
+    with pytest.raises(ValueError, match="do not make 2 layers"):
+        layers(x, form, [NOTHING] * 2, given[:-1])
+
+
+def test_there_is_no_second_derivative():
+    form, parameters = layers_inputs(16, *LAYERS[2])
+    x = torch.ones(2, 12, 16, requires_grad=True)
+    y = layers(x, form, [NOTHING] * 3, [parameter.float() for parameter in parameters])
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
 
 
 def without_memory(given, first, last):

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from scaling.layers.dropout import Dropout
-from scaling.ops.dropout import Draw
 from scaling.spec import ModelSpec
 
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -35,11 +34,12 @@ class FeedForward(nn.Sequential):
         first, _, second, _ = self
         return [first.weight, first.bias, second.weight, second.bias]  # type: ignore[list-item]
 
-    def draw(self, x: Tensor) -> Draw:
-        """What decides the next mask."""
+    @property
+    def dropout(self) -> Dropout:
+        """What comes last."""
         dropout = self[3]
         assert isinstance(dropout, Dropout)
-        return dropout.draw(x)
+        return dropout
 
 
 def count(spec: ModelSpec) -> int:

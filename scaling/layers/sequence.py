@@ -53,7 +53,14 @@ class Layer(nn.Module):
 
     def has_network_in_kernel(self, x: Tensor) -> bool:
         """Whether a kernel computes the network at the end."""
-        return self.ffn is not None and self.ffn.in_one_kernel(x)
+        if self.ffn is None or self.ffn_norm is None or self.ffn_norm.eps != self.norm.eps:
+            return False
+        return self.ffn.in_one_kernel(x)
+
+    def form(self, blocks: Sequence[PlainBlock], network: bool) -> Form:
+        """That of the layer with these blocks, and with its network or without."""
+        activation = self.ffn.activation if network and self.ffn is not None else None
+        return Form(tuple(block.length for block in blocks), activation=activation, eps=self.norm.eps)
 
     def parameters_in_order(self, blocks: Sequence[PlainBlock], network: bool) -> list[Tensor]:
         """Those of the mixer, if it has blocks, and of the network, as :class:`Form` says."""
@@ -74,38 +81,43 @@ class Layer(nn.Module):
     def _with_ffn(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if self.ffn is None or self.ffn_norm is None:
             return x
-        if self.ffn.in_one_kernel(x):
+        if self.has_network_in_kernel(x):
             return _by_kernel([self], x, [[]], networks=True)
         added: Tensor = self.ffn(self.ffn_norm(x))
         return x + added
 
 
 class Layers(nn.Sequential):
-    """Layers of one form, one after another: on a CPU in one kernel, where that computes all of each."""
+    """Layers one after another: on a CPU in one kernel where they are alike and it computes all of each.
+
+    Nobody who watches a layer or its parts is called then.
+    """
 
     def forward(self, x: Float[Tensor, "batch token width"]) -> Float[Tensor, "batch token width"]:
         """The last layer's output."""
         each = [layer for layer in self if isinstance(layer, Layer)]
         blocks = [layer.plain_blocks(x) for layer in each]
-        if all(blocks) and all(layer.ffn is None or layer.has_network_in_kernel(x) for layer in each):
-            return _by_kernel(each, x, blocks, networks=each[0].ffn is not None)
-        for layer in each:
+        if len(each) == len(self) and all(blocks) and len(set(map(_whole, each, blocks))) == 1:
+            networks = each[0].ffn is not None
+            if not networks or all(layer.has_network_in_kernel(x) for layer in each):
+                return _by_kernel(each, x, blocks, networks)
+        for layer in self:
             x = layer(x)
         return x
 
 
+def _whole(layer: Layer, blocks: Sequence[PlainBlock]) -> tuple[Form, float]:
+    """What must be alike in layers of which one kernel computes all: form, and probability that an entry is dropped."""
+    dropout = None if layer.ffn is None else layer.ffn.dropout
+    return layer.form(blocks, network=True), dropout.p if dropout is not None and dropout.active else 0.0
+
+
 def _by_kernel(each: Sequence[Layer], x: Tensor, blocks: Sequence[Sequence[PlainBlock]], networks: bool) -> Tensor:
     """Layers with these blocks, and with or without their networks; without blocks, the networks alone."""
-    network = each[0].ffn if networks else None
-    form = Form(
-        lengths=tuple(block.length for block in blocks[0]),
-        activation=None if network is None else network.activation,
-        eps=each[0].norm.eps,
-    )
-    draws = [layer.ffn.draw(x) if networks and layer.ffn is not None else NOTHING for layer in each]
+    draws = [layer.ffn.dropout.draw(x) if networks and layer.ffn is not None else NOTHING for layer in each]
     every = zip(each, blocks, strict=True)
     parameters = [parameter for layer, own in every for parameter in layer.parameters_in_order(own, networks)]
-    return layers(at_least_single(x), form, draws, parameters)
+    return layers(at_least_single(x), each[0].form(blocks[0], networks), draws, parameters)
 
 
 class SequenceModel(nn.Module):

@@ -31,7 +31,7 @@ from scaling.ops._vectors import (
 )
 
 TOKENS = 64
-"""Of a block."""
+"""That are dealt with at a time."""
 
 COLUMN = TOKENS * LANES + LINE
 

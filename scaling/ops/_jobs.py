@@ -15,6 +15,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from scaling.ops import _cache
+
+_cache.keep_apart()
+
 Job = Callable[[int, int, int], int]
 
 DONE = 1

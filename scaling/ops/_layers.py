@@ -1,4 +1,4 @@
-"""The Numba kernels of :mod:`scaling.ops.layers`: a few layers in one call, forward or back.
+"""The jobs of :mod:`scaling.ops.layers`: weights laid out, all layers forward; one layer back, its gradients added up.
 
 Sequences are independent of each other, so a worker takes its own through all layers, part by part: the weights of one
 part stay in a core's cache meanwhile. Parts are the blocks and the network. On the way back all wait for each other
@@ -109,7 +109,7 @@ class Given(NamedTuple):
 
 
 GIVEN, PLAN, PART = len(Given._fields), len(Plan._fields), len(Part._fields)
-SIZES, NETWORK = _mamba_layout.FIELDS, len(_feed_forward.Sizes._fields)
+SIZES, NETWORK_SIZES = _mamba_layout.FIELDS, len(_feed_forward.Sizes._fields)
 
 
 @dataclass(eq=False)
@@ -224,7 +224,7 @@ def _told(address):  # type: ignore[no-untyped-def]
     """What a job is given, the plan, sizes of the network, rows of blocks' sizes, of parts and of addresses."""
     given = Given(*to_fixed_tuple(integers(address, GIVEN), GIVEN))
     p = Plan(*to_fixed_tuple(integers(given.plan, PLAN), PLAN))
-    network = _feed_forward.Sizes(*to_fixed_tuple(integers(given.network, NETWORK), NETWORK))
+    network = _feed_forward.Sizes(*to_fixed_tuple(integers(given.network, NETWORK_SIZES), NETWORK_SIZES))
     sizes = integers(given.sizes, p.blocks * SIZES).reshape((p.blocks, SIZES))
     parts = integers(given.parts, (p.blocks + 1) * PART).reshape((p.blocks + 1, PART))
     addresses = integers(given.parameters, p.layers * given.each).reshape((p.layers, given.each))

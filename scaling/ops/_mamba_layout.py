@@ -141,7 +141,7 @@ def up(count: int, step: int) -> int:
 
 @jit
 def sizes_in(row):  # type: ignore[no-untyped-def]
-    """Sizes that lie in an array, in which several can be handed to a loop that runs in parallel."""
+    """Sizes that lie in an array."""
     return Sizes(*to_fixed_tuple(row, FIELDS))
 
 

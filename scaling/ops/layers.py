@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from scaling.ops import _feed_forward, _layers, _mamba_layout
@@ -68,8 +69,13 @@ def layers(
         draws: which entries are dropped after the network of each; all of one probability and first number.
         parameters: of one layer after another, in single precision, with the same shapes in each.
 
+    Raises:
+        ValueError: draws or shapes differ from layer to layer, or something lies elsewhere or has another precision.
+
     """
     assert form.normed or (len(draws) == 1 and form.activation is None)
+    if len({(draw.p, draw.begin) for draw in draws}) > 1:
+        raise ValueError("layers of one call drop entries with one probability")
     y: Tensor = _Fused.apply(_Call(form, tuple(draws), _goes_back((x, *parameters))), x, *parameters)[0]
     return y
 
@@ -143,6 +149,7 @@ class _Fused(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         with torch.profiler.record_function("scaling::layers_backward"):
             x, kept = ctx.saved_tensors
@@ -162,8 +169,8 @@ class _Fused(torch.autograd.Function):
 def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
     layout = _layout(call, x.shape, tuple(parameter.shape for parameter in parameters))
-    if unlike := {given.dtype for given in (x, *parameters)} - {torch.float32}:
-        raise ValueError(f"layers are computed in single precision, not in {unlike.pop()}")
+    if unlike := {(given.device.type, given.dtype) for given in (x, *parameters)} - {("cpu", torch.float32)}:
+        raise ValueError(f"layers are computed on the CPU in single precision, not as {unlike.pop()}")
     y, kept = torch.empty_like(x), x.new_empty(layout.kept)
     plan, threads = layout.plan, threads_of_torch()
     given, *_needed = _given(call, layout, parameters, x=x, kept=kept, y=y)
@@ -210,6 +217,8 @@ def _checked_layout(
         ValueError: no layers have such parameters.
 
     """
+    if len(shape) != 3 or len(shapes) != form.count * depth:
+        raise ValueError(f"{len(shapes)} parameters and an input of {tuple(shape)} do not make {depth} layers")
     (batch, time, width), blocks = shape, []
     if any(time % length for length in form.lengths):
         raise ValueError(f"blocks cannot begin anew after {form.lengths} tokens of {time}")
@@ -226,7 +235,9 @@ def _checked_layout(
         expected += [(inner, width), (inner,), (width, inner), (width,), *[(width,)] * NORM]
     if [tuple(shape[mapped:]) for shape in shapes] != expected * depth:
         raise ValueError(f"{depth} layers of width {width} do not have parameters of the shapes {own} each")
-    keeps = keeps or form.activation is None  # else one layer could not give way to the next
+    keeps = keeps or (
+        form.activation is None and depth > 1 and len(blocks) > 1
+    )  # the second block needs what was given
     return layout_of(depth, members, batch // members, time, width, form.normed, inner, keeps, tuple(blocks))
 
 
