@@ -421,7 +421,7 @@ def test_layers_that_cannot_be_are_refused():
         layers(x[:, :10], form, [NOTHING] * 2, given)
     with pytest.raises(ValueError, match="float64"):
         layers(x, form, [NOTHING] * 2, parameters)
-    with pytest.raises(ValueError, match="meta"):
+    with pytest.raises(NotImplementedError, match="Meta"):
         layers(x, form, [NOTHING] * 2, [*given[:-1], given[-1].to("meta")])
     with pytest.raises(ValueError, match="one probability"):
         layers(x, form, [NOTHING, Draw(0.5)], given)

@@ -130,6 +130,29 @@ class _Call:
     mapped: bool = False
     """Whether parameters have an axis of members in front, and sequences of each member follow those of another."""
 
+    def numbers(self) -> tuple[Any, ...]:
+        """The same as an operator takes it."""
+        form, (first, *_) = self.form, self.draws
+        seeds = [seed for draw in self.draws for seed in draw.seeds]
+        written = form.lengths, form.normed, form.activation, form.eps
+        return (*written, first.p, seeds, first.begin, len(self.draws), self.keeps, self.members, self.mapped)
+
+
+def _call_of(
+    lengths: Sequence[int],
+    normed: bool,
+    activation: str | None,
+    eps: float,
+    p: float,
+    seeds: Sequence[int],
+    begin: int,
+    depth: int,
+    *rest: Any,
+) -> _Call:
+    each = len(seeds) // depth
+    draws = tuple(Draw(p, tuple(seeds[at * each : (at + 1) * each]), begin) for at in range(depth))
+    return _Call(Form(tuple(lengths), normed, activation, eps), draws, *rest)
+
 
 class _Fused(torch.autograd.Function):
     """The result, and what is kept for the way back; mapped over, the members of a population in one call."""
@@ -137,23 +160,21 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @signed
     def forward(call: _Call, x: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.profiler.record_function("scaling::layers"):
-            return _forward(call, x, parameters)
+        y, kept = torch.ops.scaling.layers(x, parameters, *call.numbers())
+        return y, kept
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.call, x, *parameters = inputs
-        ctx.shapes = tuple(parameter.shape for parameter in parameters)
-        ctx.save_for_backward(x, output[1])
+        ctx.save_for_backward(x, output[1], *parameters)
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, *_: None) -> tuple[Tensor | None, ...]:
-        with torch.profiler.record_function("scaling::layers_backward"):
-            x, kept = ctx.saved_tensors
-            return None, *_backward(ctx.call, dy, x, kept, ctx.shapes)
+        x, kept, *parameters = ctx.saved_tensors
+        return None, *torch.ops.scaling.layers_backward(dy, x, kept, parameters, *ctx.call.numbers())
 
     @staticmethod
     def vmap(
@@ -166,7 +187,8 @@ class _Fused(torch.autograd.Function):
         return (y.unflatten(0, (info.batch_size, -1)), kept), (0, None)
 
 
-def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _forward(x: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> tuple[Tensor, Tensor]:
+    call = _call_of(*numbers)
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
     layout = _layout(call, x.shape, tuple(parameter.shape for parameter in parameters))
     if unlike := {(given.device.type, given.dtype) for given in (x, *parameters)} - {("cpu", torch.float32)}:
@@ -179,7 +201,8 @@ def _forward(call: _Call, x: Tensor, parameters: Sequence[Tensor]) -> tuple[Tens
     return y, kept
 
 
-def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: tuple[torch.Size, ...]) -> tuple[Tensor, ...]:
+def _backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> list[Tensor]:
+    call, shapes = _call_of(*numbers), tuple(parameter.shape for parameter in parameters)
     layout, dy, x = _layout(call, x.shape, shapes), dy.contiguous(), x.contiguous()
     sizes = [shape.numel() for shape in shapes]
     slopes = [row.view(shape) for row, shape in zip(x.new_empty(sum(sizes)).split(sizes), shapes, strict=True)]
@@ -194,7 +217,19 @@ def _backward(call: _Call, dy: Tensor, x: Tensor, kept: Tensor, shapes: tuple[to
         given[-1] = layer
         share(_layers.backward, given, plan.members * plan.chunks, threads)
         share(_layers.distribute, given, plan.panels * plan.members, threads)
-    return dx, *slopes
+    return [dx, *slopes]
+
+
+_LIBRARY = torch.library.Library("scaling", "FRAGMENT")
+"""The kernels are operators, so that whoever watches PyTorch's, such as a profiler, sees them."""
+_NUMBERS = (
+    "int[] lengths, bool normed, str? activation, float eps, float p, int[] seeds, int begin, int depth, bool keeps, "
+    "int members, bool mapped"
+)
+_LIBRARY.define(f"layers(Tensor x, Tensor[] parameters, {_NUMBERS}) -> (Tensor, Tensor)")
+_LIBRARY.impl("layers", _forward, "CPU")
+_LIBRARY.define(f"layers_backward(Tensor dy, Tensor x, Tensor kept, Tensor[] parameters, {_NUMBERS}) -> Tensor[]")
+_LIBRARY.impl("layers_backward", _backward, "CPU")
 
 
 def _layout(call: _Call, shape: torch.Size, shapes: tuple[torch.Size, ...]) -> Layout:
