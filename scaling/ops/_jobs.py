@@ -15,9 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from scaling.ops import _cache
-
-_cache.keep_apart()
+from scaling.ops._jit import parallel
 
 Job = Callable[[int, int, int], int]
 
@@ -54,7 +52,7 @@ def _call(typing, job, given, first, last):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64, types.int64, types.int64), build
 
 
-@numba.njit(parallel=True, error_model="numpy", cache=True)
+@parallel
 def _shared(job, given, items, workers):  # type: ignore[no-untyped-def]
     done = 0
     for worker in numba.prange(workers):

@@ -7,7 +7,7 @@ its Table 2. Nothing is drawn in order, so any part of a mask can be had on its 
 import numba
 import numpy as np
 
-from scaling.ops._jit import jit
+from scaling.ops._jit import jit, parallel
 from scaling.ops._vectors import LANES, load, scratch, store
 
 SIDE = 64
@@ -22,8 +22,6 @@ ROUNDS = 10
 MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 INCREMENTS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
-
-parallel = numba.njit(parallel=True, error_model="numpy", cache=True)
 
 
 @jit

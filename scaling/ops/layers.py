@@ -70,7 +70,8 @@ def layers(
         parameters: of one layer after another, in single precision, with the same shapes in each.
 
     Raises:
-        ValueError: draws or shapes differ from layer to layer, or something lies elsewhere or has another precision.
+        ValueError: draws or shapes differ from layer to layer, or something has another precision.
+        NotImplementedError: something is not on the CPU.
 
     """
     assert form.normed or (len(draws) == 1 and form.activation is None)
@@ -191,8 +192,8 @@ def _forward(x: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> tuple[Te
     call = _call_of(*numbers)
     x, parameters = x.contiguous(), [parameter.contiguous() for parameter in parameters]
     layout = _layout(call, x.shape, tuple(parameter.shape for parameter in parameters))
-    if unlike := {(given.device.type, given.dtype) for given in (x, *parameters)} - {("cpu", torch.float32)}:
-        raise ValueError(f"layers are computed on the CPU in single precision, not as {unlike.pop()}")
+    if unlike := {given.dtype for given in (x, *parameters)} - {torch.float32}:
+        raise ValueError(f"layers are computed in single precision, not in {unlike.pop()}")
     y, kept = torch.empty_like(x), x.new_empty(layout.kept)
     plan, threads = layout.plan, threads_of_torch()
     given, *_needed = _given(call, layout, parameters, x=x, kept=kept, y=y)
@@ -270,9 +271,8 @@ def _checked_layout(
         expected += [(inner, width), (inner,), (width, inner), (width,), *[(width,)] * NORM]
     if [tuple(shape[mapped:]) for shape in shapes] != expected * depth:
         raise ValueError(f"{depth} layers of width {width} do not have parameters of the shapes {own} each")
-    keeps = keeps or (
-        form.activation is None and depth > 1 and len(blocks) > 1
-    )  # the second block needs what was given
+    if form.activation is None and depth > 1 and len(blocks) > 1:
+        keeps = True  # since a second block needs what the first was given
     return layout_of(depth, members, batch // members, time, width, form.normed, inner, keeps, tuple(blocks))
 
 
