@@ -15,9 +15,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from scaling.ops._jit import parallel
+from scaling.ops._jit import jit, parallel
 
 Job = Callable[[int, int, int], int]
+
+TURNS = 4
+"""Most turns for each thread: a slow one, or one that others keep from its core, takes fewer."""
 
 DONE = 1
 """Numba gives 0 for a function that raised something, and only says so on stderr."""
@@ -31,14 +34,15 @@ def _compiled(job: Job) -> Any:
 
 
 def share(job: Job, given: np.ndarray, items: int, threads: int) -> None:
-    """Have threads do all items, each about as many, that follow one another.
+    """Have threads do all items, some that follow one another at a time, so that a slow thread does fewer.
 
     Raises:
         MemoryError: one of them could not, for which there is no other reason.
 
     """
     workers = min(threads, items)
-    if _shared(_compiled(job).address, given.ctypes.data, items, workers) != workers * DONE:
+    turns = min(items, TURNS * workers)
+    if _shared(_compiled(job).address, given.ctypes.data, items, turns, workers, np.zeros(1, np.int64)) != turns * DONE:
         raise MemoryError("a kernel found no memory to work in")
 
 
@@ -52,9 +56,30 @@ def _call(typing, job, given, first, last):  # type: ignore[no-untyped-def]
     return types.int64(types.int64, types.int64, types.int64, types.int64), build
 
 
+@intrinsic
+def _next(typing, taken):  # type: ignore[no-untyped-def]
+    """How many turns had been taken before this one, by whichever thread."""
+
+    def build(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        counter = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        return builder.atomic_rmw("add", counter, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(taken), build
+
+
+@jit
+def _work(job, given, items, turns, taken):  # type: ignore[no-untyped-def]
+    """Take turns while there are some; how many were done."""
+    done, turn = 0, _next(taken)
+    while turn < turns:
+        done += _call(job, given, turn * items // turns, (turn + 1) * items // turns)
+        turn = _next(taken)
+    return done
+
+
 @parallel
-def _shared(job, given, items, workers):  # type: ignore[no-untyped-def]
+def _shared(job, given, items, turns, workers, taken):  # type: ignore[no-untyped-def]
     done = 0
-    for worker in numba.prange(workers):
-        done += _call(job, given, worker * items // workers, (worker + 1) * items // workers)
+    for _ in numba.prange(workers):
+        done += _work(job, given, items, turns, taken)
     return done
