@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.formulations import Inner
 from scaling import plug
 from scaling.batches import HostBatches, Tensors
-from scaling.flat import Flat
+from scaling.flat import Flat, clip
 from scaling.layers import mamba
 from scaling.optimisation import optimiser_of
 from scaling.spec import ModelSpec, RunSpec, Space
@@ -96,7 +96,7 @@ def step(model: nn.Module, batches: Batches, inner: Inner | None = None) -> Call
             error = (model(rtg, state, action, timestep) - action).square() * mask[..., None]
             (error.sum() / mask.sum()).backward()
         flat.gather()
-        torch.nn.utils.clip_grad_norm_(flat.parts, 0.25)
+        clip(flat.slopes, 0.25)
         optimiser.step()
 
     return run

@@ -35,6 +35,13 @@ class Layout:
         return [row[: self.decaying], row[self.decaying :]]
 
 
+@torch.no_grad()
+def clip(slopes: Float[Tensor, "*member parameter"], largest: float | Float[Tensor, " member"]) -> None:
+    """Scale rows whose norm is larger than this down to it, as ``torch.nn.utils.clip_grad_norm_`` does."""
+    norms = torch.linalg.vector_norm(slopes, dim=-1)
+    slopes *= (largest / (norms + 1e-6)).clamp(max=1.0)[..., None]
+
+
 class Flat:
     """A network whose parameters are views of a row, and whose gradients are gathered in another."""
 
@@ -50,6 +57,7 @@ class Flat:
         """What an optimiser steps: the part that decays, and the rest."""
         for part, slope in zip(self.parts, layout.groups(self.slopes), strict=True):
             part.grad = slope
+        self._places = list(layout.split(self.slopes).values())
         self.groups: list[dict[str, Any]] = [
             {"params": [part], "weight_decay": decay}
             for part, decay in zip(self.parts, (weight_decay, 0.0), strict=True)
@@ -58,6 +66,6 @@ class Flat:
     def gather(self) -> None:
         """Put the gradients into their row, zeros where there are none, and forget them: cheaper than adding there."""
         found = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.parameters]
-        torch.cat([slope.flatten() for slope in found], out=self.slopes)
+        torch._foreach_copy_(self._places, found)
         for parameter in self.parameters:
             parameter.grad = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from scaling.checkpoint import State
-from scaling.flat import Layout
+from scaling.flat import Layout, clip
 from scaling.layers.dropout import Dropout
 from scaling.optimisation import optimiser_of
 from scaling.replay import Numbers
@@ -132,8 +132,7 @@ class Stack:
         torch.cat([slope.reshape(len(slope), -1) for slope in slopes], dim=1, out=self.slopes)
         if self.reduce is not None:
             self.slopes.copy_(self.reduce(self.slopes))
-        norms = torch.linalg.vector_norm(self.slopes, dim=1)
-        self.slopes *= (self.clips / (norms + 1e-6)).clamp(max=1.0)[:, None]
+        clip(self.slopes, self.clips)
         for at, group in enumerate(self.optimiser.param_groups):
             group["lr"] = rates[at * len(rates) // len(self.optimiser.param_groups)]
         self.optimiser.step()

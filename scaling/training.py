@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from scaling import plug
 from scaling.batches import Resident, resident_on
@@ -16,7 +15,7 @@ from scaling.checkpoint import Keeper, Nobody, State
 from scaling.cost import Cost, Subset
 from scaling.course import Course
 from scaling.evaluate import summed_loss
-from scaling.flat import Flat
+from scaling.flat import Flat, clip
 from scaling.layers.dropout import Share, take_share
 from scaling.optimisation import AdamW, load_state, optimiser_of, peak_rate, plain_state
 from scaling.replay import Numbers, Update
@@ -149,12 +148,9 @@ class Training:
         return loss.detach()
 
     def _descend(self, rate: float | Tensor) -> None:
-        """Gather the gradients, clip them, and step.
-
-        Accelerate would clip the same, and import DTensor, which like the check of placement takes seconds.
-        """
+        """Gather the gradients, clip them, and step."""
         self.flat.gather()
-        clip_grad_norm_(self.flat.parts, self.spec.train.clip)
+        clip(self.flat.slopes, self.spec.train.clip)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.step()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from scaling.flat import Flat
+from scaling.flat import Flat, clip
 
 
 class Partial(nn.Module):
@@ -32,3 +32,20 @@ def test_gradients_of_all_parts_are_gathered_and_forgotten(parts):
         assert not named["unused.weight"].any()
         assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.cat([part.grad for part in flat.parts]), flat.slopes)
+
+
+def test_rows_are_clipped_as_pytorch_clips_each():
+    rows, largest = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 1e3, 2.0, 1.0])
+    rows[3, 2] = torch.nan
+    expected = rows.clone()
+    for row, limit in zip(expected, largest.tolist(), strict=True):
+        alone = row.clone()
+        parameter = nn.Parameter(torch.zeros(7))
+        parameter.grad = row
+        nn.utils.clip_grad_norm_(parameter, limit)
+        clip(alone, limit)
+        torch.testing.assert_close(alone, row, equal_nan=True)
+    torch.testing.assert_close(expected[1], rows[1], rtol=0, atol=0)
+    clip(rows, largest)
+    torch.testing.assert_close(rows, expected, equal_nan=True)
+    assert rows[3].isnan().all()

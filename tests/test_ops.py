@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scaling.ops import _cache, _feed_forward, _vectors, selective_scan
-from scaling.ops._jobs import share
+from scaling.ops._jobs import DONE, share
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import NOTHING, Draw, seed_from
 from scaling.ops.layers import ACTIVATIONS, BLOCK, Form, layers, layers_ref
@@ -436,6 +436,22 @@ def test_there_is_no_second_derivative():
     (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+def count(given, first, last):
+    address, _ = _vectors.integers(given, 2)
+    counts = _vectors.integers(address, last)
+    for item in range(first, last):
+        counts[item] += 1
+    return DONE
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("items", [1, 2, 7, 8, 100])
+def test_each_item_is_done_once_in_the_turns_of_any_threads(items, threads):
+    counts = np.zeros(items, np.int64)
+    share(count, np.array([counts.ctypes.data, items], np.int64), items, threads)
+    assert (counts == 1).all()
 
 
 def without_memory(given, first, last):

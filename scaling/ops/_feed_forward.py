@@ -24,7 +24,9 @@ from scaling.ops._vectors import (
     at_least,
     exp,
     load,
+    load_tile,
     of_member,
+    repeated,
     scratch,
     signed,
     store,
@@ -156,16 +158,11 @@ def relu(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _activate(s, own, hidden, begin, tokens, is_relu, active, slope):  # type: ignore[no-untyped-def]
-    """What is activated, and its slope."""
-    for c in range(0, s.inner, LANES):
-        bias = load(own, c // LANES * s.panel + s.bias * LANES)
-        for t in range(tokens):
-            at = c // LANES * COLUMN + t * LANES
-            before = load(hidden, begin + at) + bias
-            value, steep = relu(before) if is_relu else gelu(before)
-            store(active, at, value)
-            store(slope, at, steep)
+def _activated(s, own, hidden, begin, c, t, is_relu):  # type: ignore[no-untyped-def]
+    """A tile of what is inside, activated, and its slope."""
+    before = load_tile(hidden, begin + c // LANES * COLUMN + t * LANES)
+    before += repeated(load(own, c // LANES * s.panel + s.bias * LANES))
+    return relu(before) if is_relu else gelu(before)
 
 
 @jit
@@ -187,7 +184,7 @@ def forward(s, own, other, is_relu, draws, seed, eps, before, begin, end, x, hid
         scratch(TOKENS * s.row),
         scratch(TOKENS),
     )
-    found, active, slope = scratch(TOKENS * s.width + 2 * CHUNK), scratch(size), scratch(size)
+    found, active = scratch(TOKENS * s.width + 2 * CHUNK), scratch(size)
     whole = s.width - s.width % LANES
     for token in range(begin, end, TOKENS):
         count, at = min(TOKENS, end - token), (token - begin) // TOKENS * size
@@ -195,7 +192,10 @@ def forward(s, own, other, is_relu, draws, seed, eps, before, begin, end, x, hid
         take(x, token * s.width, count, s.width, given, s.row, tokens)
         normalise(given, s.row, tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
         expand(given, 0, s.row, s.width, own, 0, s.panel, False, hidden, at, COLUMN, tokens, s.inner)
-        _activate(s, own, hidden, at, tokens, is_relu, active, slope)
+        for c in range(0, s.inner, LANES):
+            for t in range(0, tokens, GROUP):
+                value, _ = _activated(s, own, hidden, at, c, t, is_relu)
+                store(active, c // LANES * COLUMN + t * LANES, value)
         contract(
             active, 0, COLUMN, s.inner, other, s.outputs * s.inner, s.inner * LANES, False,
             result, 0, s.row, tokens, s.outputs,
@@ -235,7 +235,11 @@ def backward(  # type: ignore[no-untyped-def]
             for i in range(whole, s.width):
                 upstream[row + i] *= found[factor + i]
                 total[s.added + i] += upstream[row + i]
-        _activate(s, own, hidden, at, tokens, is_relu, active, slope)
+        for c in range(0, s.inner, LANES):
+            for t in range(0, tokens, GROUP):
+                value, steep = _activated(s, own, hidden, at, c, t, is_relu)
+                store(active, c // LANES * COLUMN + t * LANES, value)
+                store(slope, c // LANES * COLUMN + t * LANES, steep)
         second = s.outputs * LANES
         outer(upstream, 0, s.row, s.width, active, 0, COLUMN, count, s.inner, total, second, s.panel)
         expand(upstream, 0, s.row, s.width, own, second, s.panel, False, d, 0, COLUMN, tokens, s.inner)

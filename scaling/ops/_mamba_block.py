@@ -92,16 +92,26 @@ def _convolved(s, own, past, t, c):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _convolve(s, own, xz, sequence, past, x, out):  # type: ignore[no-untyped-def]
-    """What the convolution gives, and D x."""
+def _convolve(s, own, xz, sequence, past, x):  # type: ignore[no-untyped-def]
+    """What the convolution gives, before its activation."""
     for first in range(0, s.time, s.length):
         _take_in(s, xz, sequence, first, past)
         for c in range(0, s.channels, LANES):
             for t in range(s.length):
-                at, before = _at(s, first + t, c), _convolved(s, own, past, t, c)
-                convolved = before * sigmoid(before)
-                store(x, at, convolved)
-                store(out, at, convolved * load(own, _own(s, s.D, c)))
+                store(x, _at(s, first + t, c), _convolved(s, own, past, t, c))
+
+
+@jit
+def _activate(s, own, x, out):  # type: ignore[no-untyped-def]
+    """What the convolution gives, and D x."""
+    for c in range(0, s.channels, LANES):
+        D = repeated(load(own, _own(s, s.D, c)))
+        for t in range(0, s.tokens, GROUP):
+            at = _at(s, t, c)
+            before = load_tile(x, at)
+            convolved = before * sigmoid(before)
+            store(x, at, convolved)
+            store(out, at, convolved * D)
 
 
 @jit
@@ -133,10 +143,10 @@ def _gate(s, xz, sequence, out):  # type: ignore[no-untyped-def]
     """Outputs through their gate."""
     _, begin = _inputs(s, sequence)
     for c in range(0, s.channels, LANES):
-        for t in range(s.time):
+        for t in range(0, s.tokens, GROUP):
             at = _at(s, t, c)
-            z = load(xz, begin + at)
-            store(out, at, load(out, at) * z * sigmoid(z))
+            z = load_tile(xz, begin + at)
+            store(out, at, load_tile(out, at) * z * sigmoid(z))
 
 
 @jit
@@ -160,7 +170,8 @@ def forward(s, laid, shares, begin, end, eps, u, base, y, xz, selected):  # type
             if s.normed:
                 normalise(given, s.row, s.tokens, s.width, s.outputs, own, s.norm, eps, hat, rates)
             _project(s, own, given, xz, b)
-            _convolve(s, own, xz, b, past, x, out)
+            _convolve(s, own, xz, b, past, x)
+            _activate(s, own, x, out)
             contract(
                 x, 0, s.column, s.channels, other, s.select * s.channels, s.channels * LANES, False,
                 chosen, 0, s.selected, s.tokens, s.selected,
@@ -192,8 +203,11 @@ def _carry(s, A, chosen, dt, drive, n, c, first, last, h):  # type: ignore[no-un
 
 
 @jit
-def _remember(s, A, chosen, dt, drive, n, c, first, last, h, states, decays, out):  # type: ignore[no-untyped-def]
-    """Take four states through a segment, write down all of them and their decays, and add C . h to the outputs."""
+def _remember(s, A, chosen, dt, drive, n, c, first, last, h, states, decays, out, d_out, d_C):  # type: ignore[no-untyped-def]
+    """Take four states through a segment, write down all of them and their decays, and add C . h to the outputs.
+
+    Adds to the gradient of C, for each channel of a vector on its own.
+    """
     store(states, 0, h)
     for t in range(first, last):
         at, B, C = _at(s, t, c), t * s.selected + n, t * s.selected + s.states + n
@@ -202,30 +216,27 @@ def _remember(s, A, chosen, dt, drive, n, c, first, last, h, states, decays, out
         store(decays, (t - first) * TILE, decay)
         store(states, (t - first + 1) * TILE, h)
         store(out, at, load(out, at) + folded(h * spread(chosen, C, 1)))
+        store(d_C, t * TILE, load_tile(d_C, t * TILE) + repeated(load(d_out, at)) * h)
 
 
 @jit
 def _return(  # type: ignore[no-untyped-def]
-    s, A, chosen, dt, drive, n, c, first, last, dh, dA, states, decays, d_out, d_drive, d_dt, d_B, d_C
+    s, A, chosen, dt, drive, n, c, first, last, dh, dA, states, decays, d_out, d_drive, d_dt, d_B
 ):  # fmt: skip
     """Take gradients of four states and of their A back through a segment.
 
-    Adds to those of drive and of dt (by ln 2), and, for each channel of a vector on its own, of B and C.
+    Adds to those of drive and of dt (by ln 2), and, for each channel of a vector on its own, of B.
     """
-    h = load_tile(states, (last - first) * TILE)
     for back in range(last - first):
         t = last - 1 - back
         at, B, C, place = _at(s, t, c), t * s.selected + n, t * s.selected + s.states + n, (t - first) * TILE
-        up, before = repeated(load(d_out, at)), load_tile(states, place)
-        dh = dh + up * spread(chosen, C, 1)
-        store(d_C, t * TILE, load_tile(d_C, t * TILE) + up * h)
+        dh = dh + repeated(load(d_out, at)) * spread(chosen, C, 1)
         store(d_B, t * TILE, load_tile(d_B, t * TILE) + dh * repeated(load(drive, at)))
         store(d_drive, at, load(d_drive, at) + folded(dh * spread(chosen, B, 1)))
         dh = dh * load_tile(decays, place)
-        d_exponent = dh * before
+        d_exponent = dh * load_tile(states, place)
         store(d_dt, at, load(d_dt, at) + folded(d_exponent * A))
         dA = dA + d_exponent * repeated(load(dt, at))
-        h = before
     return dh, dA
 
 
@@ -250,10 +261,9 @@ def _scan_back(  # type: ignore[no-untyped-def]
                     at = segments - 1 - back
                     first, last = begin + at * SEGMENT, begin + min((at + 1) * SEGMENT, s.length)
                     h = load_tile(starts, at * TILE)
-                    _remember(s, A, chosen, dt, drive, n, c, first, last, h, states, decays, out)
+                    _remember(s, A, chosen, dt, drive, n, c, first, last, h, states, decays, out, d_out, d_C)
                     dh, dA = _return(
-                        s, A, chosen, dt, drive, n, c, first, last, dh, dA, states, decays, d_out, d_drive, d_dt,
-                        d_B, d_C,
+                        s, A, chosen, dt, drive, n, c, first, last, dh, dA, states, decays, d_out, d_drive, d_dt, d_B
                     )  # fmt: skip
             store(total, place, dA)
         for t in range(s.time):
@@ -292,23 +302,22 @@ def _convolve_back(s, own, xz, past, d_x, slope, after, sequence, d_in, total): 
 
 
 @jit
-def _begin(s, own, past, xz, d_y, sequence, x, slope, out, d_out, opened, d_z):  # type: ignore[no-untyped-def]
+def _begin(s, own, xz, d_y, sequence, x, slope, out, d_out, opened, d_z):  # type: ignore[no-untyped-def]
     """What the convolution gives and its slope, D x, the open gate, and its gradient but for what it lets through."""
     _, gate = _inputs(s, sequence)
-    for first in range(0, s.time, s.length):
-        _take_in(s, xz, sequence, first, past)
-        for c in range(0, s.channels, LANES):
-            for t in range(s.length):
-                at, before = _at(s, first + t, c), _convolved(s, own, past, t, c)
-                on = sigmoid(before)
-                convolved = before * on
-                store(x, at, convolved)
-                store(slope, at, on + convolved * (F(1.0) - on))
-                store(out, at, convolved * load(own, _own(s, s.D, c)))
     for c in range(0, s.channels, LANES):
-        for t in range(s.time):
+        D = repeated(load(own, _own(s, s.D, c)))
+        for t in range(0, s.tokens, GROUP):
             at = _at(s, t, c)
-            z, d = load(xz, gate + at), load(d_y, at)
+            before = load_tile(x, at)
+            on = sigmoid(before)
+            convolved = before * on
+            store(x, at, convolved)
+            store(slope, at, on + convolved * (F(1.0) - on))
+            store(out, at, convolved * D)
+        for t in range(0, s.tokens, GROUP):
+            at = _at(s, t, c)
+            z, d = load_tile(xz, gate + at), load_tile(d_y, at)
             on = sigmoid(z)
             store(opened, at, z * on)
             store(d_out, at, d * z * on)
@@ -409,7 +418,8 @@ def backward(  # type: ignore[no-untyped-def]
                 upstream, 0, s.row, s.width, own, s.out * LANES, s.panel, False,
                 d_x, 0, s.column, s.tokens, s.channels,
             )  # fmt: skip
-            _begin(s, own, past, xz, d_x, b, x, slope, out, d_out, opened, d_z)
+            _convolve(s, own, xz, b, past, x)
+            _begin(s, own, xz, d_x, b, x, slope, out, d_out, opened, d_z)
             _open(s, own, chosen, x, dt, drive, opening)
             d_drive[:], d_dt[:] = F(0.0), F(0.0)
             _scan_back(

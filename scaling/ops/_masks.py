@@ -56,9 +56,10 @@ def factors(seed, threshold, scale, begin, count, out):  # type: ignore[no-untyp
         if threshold == 0:
             out[place : place + CHUNK] = scale
         else:
+            own = out[place : place + CHUNK]
             _bits(seed, chunk, bits)
             for i in range(CHUNK):
-                out[place + i] = scale if bits[i] >= threshold else np.float32(0.0)
+                own[i] = scale if bits[i] >= threshold else np.float32(0.0)
     return begin - first * CHUNK
 
 

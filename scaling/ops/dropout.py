@@ -47,8 +47,11 @@ class Draw:
 
     def kernel(self, members: int = 1) -> tuple[np.ndarray, np.uint32, np.float32, int]:
         """Seeds, threshold, scale and first number, as the kernels take them."""
-        seeds = np.array(self.seeds if len(self.seeds) == members else self.seeds * members, np.uint64)
-        return seeds, np.uint32(self.threshold), np.float32(self.scale), self.begin
+        return np.array(self.each(members), np.uint64), np.uint32(self.threshold), np.float32(self.scale), self.begin
+
+    def each(self, members: int) -> tuple[int, ...]:
+        """The seed of each member, which may be the same."""
+        return self.seeds if len(self.seeds) == members else self.seeds * members
 
 
 def seed_from(generator: torch.Generator | None) -> int:

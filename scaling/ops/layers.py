@@ -205,8 +205,7 @@ def _forward(x: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> tuple[Te
 def _backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> list[Tensor]:
     call, shapes = _call_of(*numbers), tuple(parameter.shape for parameter in parameters)
     layout, dy, x = _layout(call, x.shape, shapes), dy.contiguous(), x.contiguous()
-    sizes = [shape.numel() for shape in shapes]
-    slopes = [row.view(shape) for row, shape in zip(x.new_empty(sum(sizes)).split(sizes), shapes, strict=True)]
+    slopes = [torch.empty_like(parameter, memory_format=torch.contiguous_format) for parameter in parameters]
     plan, threads = layout.plan, threads_of_torch()
     middle, dx, sums = (
         torch.empty_like(x),
@@ -278,9 +277,9 @@ def _checked_layout(
 
 def _given(call: _Call, layout: Layout, parameters: Sequence[Tensor], **memory: Tensor) -> tuple[np.ndarray, ...]:
     """What jobs are given, and what must stay in memory for it."""
-    drawn = [draw.kernel(layout.plan.members) for draw in call.draws]
-    seeds, (_, threshold, scale, begin) = np.stack([seeds for seeds, *_ in drawn]), drawn[0]
-    numbers = np.array([call.form.eps, scale], np.float32)
+    first, members = call.draws[0], layout.plan.members
+    seeds = np.array([draw.each(members) for draw in call.draws], np.uint64)
+    numbers = np.array([call.form.eps, first.scale], np.float32)
     addresses = np.array([parameter.data_ptr() for parameter in parameters], np.int64)
     plan, network, sizes, parts = layout.addresses
     given = Given(
@@ -292,8 +291,8 @@ def _given(call: _Call, layout: Layout, parameters: Sequence[Tensor], **memory: 
         parameters=addresses.ctypes.data,
         each=call.form.count,
         eps=numbers.ctypes.data,
-        threshold=int(threshold),
-        begin=begin,
+        threshold=first.threshold,
+        begin=first.begin,
         seeds=seeds.ctypes.data,
         is_relu=call.form.activation == "relu",
         **{name: tensor.data_ptr() for name, tensor in memory.items()},
