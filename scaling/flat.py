@@ -1,4 +1,4 @@
-"""A network's parameters as one row, their gradients as another: what clips and steps has two tensors to deal with."""
+"""A network's parameters as one row, their gradients as another, for what clips and what steps."""
 
 from typing import Any
 
@@ -63,6 +63,7 @@ class Flat:
             for part, decay in zip(self.parts, (weight_decay, 0.0), strict=True)
         ]
 
+    @torch.no_grad()
     def gather(self) -> None:
         """Put the gradients into their row, zeros where there are none, and forget them: cheaper than adding there."""
         found = [torch.zeros_like(x) if x.grad is None else x.grad for x in self.parameters]

@@ -1,4 +1,4 @@
-"""A network's gradients in a row: each at the place of its parameter, all of an update, none left for the next."""
+"""A network's gradients in a row: each at its parameter's place, all of an update, none left for the next; clipped."""
 
 import pytest
 import torch
@@ -35,8 +35,11 @@ def test_gradients_of_all_parts_are_gathered_and_forgotten(parts):
 
 
 def test_rows_are_clipped_as_pytorch_clips_each():
-    rows, largest = torch.randn(4, 7, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 1e3, 2.0, 1.0])
-    rows[3, 2] = torch.nan
+    rows, largest = (
+        torch.randn(5, 7, generator=torch.Generator().manual_seed(0)),
+        torch.tensor([0.5, 1e3, 2.0, 1.0, 1.0]),
+    )
+    rows[2], rows[3, 2], rows[4, 1] = 0.0, torch.nan, torch.inf
     expected = rows.clone()
     for row, limit in zip(expected, largest.tolist(), strict=True):
         alone = row.clone()

@@ -316,12 +316,13 @@ def network(activation: str, draw: Draw) -> Callable[..., Tensor]:
 @pytest.mark.parametrize("width", [2, 3, 8, 20, 64])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("draw", [Draw(0.0), Draw(0.3, (12345,), 77)])
-def test_networks_agree_with_double_reference_in_value_and_gradient(width, activation, draw):
+@pytest.mark.parametrize(("batch", "time"), [(15, 11), (9, 67)])
+def test_networks_agree_with_double_reference_in_value_and_gradient(width, activation, draw, batch, time):
     def slow(x: Tensor, *given: Tensor) -> Tensor:
         return layers_ref(x, Form(activation=activation), [draw], given)
 
-    upstream = normal_of(1)(15, 11, width)
-    assert_close_to_double(network(activation, draw), slow, feed_forward_inputs(width, 15, 11), upstream)
+    upstream = normal_of(1)(batch, time, width)
+    assert_close_to_double(network(activation, draw), slow, feed_forward_inputs(width, batch, time), upstream)
 
 
 def test_a_member_whose_network_diverges_leaves_the_others_alone():
@@ -449,13 +450,18 @@ def count(given, first, last):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("items", [1, 2, 7, 8, 100])
 def test_each_item_is_done_once_in_the_turns_of_any_threads(items, threads):
-    counts = np.zeros(items, np.int64)
-    share(count, np.array([counts.ctypes.data, items], np.int64), items, threads)
-    assert (counts == 1).all()
+    counts, before = np.zeros(items, np.int64), numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    for _ in range(1000):
+        share(count, np.array([counts.ctypes.data, items], np.int64), items, threads)
+    numba.set_num_threads(before)
+    assert (counts == 1000).all()
 
 
 def without_memory(given, first, last):
-    raise MemoryError
+    if first == 0:
+        raise MemoryError
+    return DONE
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

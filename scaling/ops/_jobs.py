@@ -20,7 +20,7 @@ from scaling.ops._jit import jit, parallel
 Job = Callable[[int, int, int], int]
 
 TURNS = 4
-"""Most turns for each thread: a slow one, or one that others keep from its core, takes fewer."""
+"""As many for each of several threads; a slow one, or one that others keep from its core, takes fewer of them."""
 
 DONE = 1
 """Numba gives 0 for a function that raised something, and only says so on stderr."""
@@ -41,7 +41,7 @@ def share(job: Job, given: np.ndarray, items: int, threads: int) -> None:
 
     """
     workers = min(threads, items)
-    turns = min(items, TURNS * workers)
+    turns = min(items, TURNS * workers) if workers > 1 else workers
     if _shared(_compiled(job).address, given.ctypes.data, items, turns, workers, np.zeros(1, np.int64)) != turns * DONE:
         raise MemoryError("a kernel found no memory to work in")
 

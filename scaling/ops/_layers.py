@@ -1,6 +1,6 @@
 """The jobs of :mod:`scaling.ops.layers`: weights laid out, all layers forward; one layer back, its gradients added up.
 
-Sequences are independent of each other, so a worker takes its own through all layers, part by part: the weights of one
+Sequences are independent of each other, so a worker takes some through all layers, part by part: the weights of one
 part stay in a core's cache meanwhile. Parts are the blocks and the network. On the way back all wait for each other
 after a layer, whose gradients are then added up. All that the way back needs lies in one row of numbers, ``kept``.
 """

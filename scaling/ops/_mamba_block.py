@@ -103,7 +103,7 @@ def _convolve(s, own, xz, sequence, past, x):  # type: ignore[no-untyped-def]
 
 @jit
 def _activate(s, own, x, out):  # type: ignore[no-untyped-def]
-    """What the convolution gives, and D x."""
+    """``x`` goes through its activation; fill ``out`` with D x."""
     for c in range(0, s.channels, LANES):
         D = repeated(load(own, _own(s, s.D, c)))
         for t in range(0, s.tokens, GROUP):
@@ -303,7 +303,10 @@ def _convolve_back(s, own, xz, past, d_x, slope, after, sequence, d_in, total): 
 
 @jit
 def _begin(s, own, xz, d_y, sequence, x, slope, out, d_out, opened, d_z):  # type: ignore[no-untyped-def]
-    """What the convolution gives and its slope, D x, the open gate, and its gradient but for what it lets through."""
+    """``x`` goes through its activation; fill its slope, D x, the open gate, and that of the gate but for what it lets by.
+
+    Gradients are zero beyond the last token, since ``d_y`` is.
+    """
     _, gate = _inputs(s, sequence)
     for c in range(0, s.channels, LANES):
         D = repeated(load(own, _own(s, s.D, c)))
