@@ -303,9 +303,9 @@ def _convolve_back(s, own, xz, past, d_x, slope, after, sequence, d_in, total): 
 
 @jit
 def _begin(s, own, xz, d_y, sequence, x, slope, out, d_out, opened, d_z):  # type: ignore[no-untyped-def]
-    """``x`` goes through its activation; fill its slope, D x, the open gate, and that of the gate but for what it lets by.
+    """``x`` goes through its activation; fill its slope, D x, the open gate, and its gradient but for a factor.
 
-    Gradients are zero beyond the last token, since ``d_y`` is.
+    That is what goes through the gate, found later. Gradients are zero beyond the last token, since ``d_y`` is.
     """
     _, gate = _inputs(s, sequence)
     for c in range(0, s.channels, LANES):
