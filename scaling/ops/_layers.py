@@ -248,7 +248,7 @@ def _batch(p, address):  # type: ignore[no-untyped-def]
 @jit
 def _sums(p, given):  # type: ignore[no-untyped-def]
     """A row for each group."""
-    groups = p.members * max(1, p.chunks)
+    groups = p.members * p.chunks
     return floats(given.sums, groups * p.summed).reshape((groups, p.summed))
 
 
@@ -386,7 +386,7 @@ def distribute(address, first, last):  # type: ignore[no-untyped-def]
         panel, member = item // p.members, item % p.members
         number, c = _whose(p, parts, panel)
         part, row, own_norm = _part(parts, number), addresses[layer], _mamba_layout.PARAMETERS * p.blocks
-        own = sums[member * p.chunks : max(1, p.chunks) + member * p.chunks]
+        own = sums[member * p.chunks : (member + 1) * p.chunks]
         total = own[0, part.sums :]
         if number < p.blocks:
             s = sizes_in(sizes[number])

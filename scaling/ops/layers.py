@@ -203,6 +203,8 @@ def _forward(x: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> tuple[Te
 
 
 def _backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor], *numbers: Any) -> list[Tensor]:
+    if not len(x):
+        return [torch.zeros_like(given) for given in (x, *parameters)]
     call, shapes = _call_of(*numbers), tuple(parameter.shape for parameter in parameters)
     layout, dy, x = _layout(call, x.shape, shapes), dy.contiguous(), x.contiguous()
     slopes = [torch.empty_like(parameter, memory_format=torch.contiguous_format) for parameter in parameters]
@@ -210,7 +212,7 @@ def _backward(dy: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor],
     middle, dx, sums = (
         torch.empty_like(x),
         torch.empty_like(x),
-        x.new_zeros(plan.members * max(1, plan.chunks), plan.summed),
+        x.new_empty(plan.members * plan.chunks, plan.summed),
     )
     given, *_needed = _given(call, layout, slopes, x=x, kept=kept, y=dy, middle=middle, dx=dx, sums=sums)
     for layer in reversed(range(plan.layers)):
