@@ -52,11 +52,10 @@ def factors(seed, threshold, scale, begin, count, out):  # type: ignore[no-untyp
     first, last = begin // CHUNK, (begin + count - 1) // CHUNK
     bits = np.empty(CHUNK, np.uint32)
     for chunk in range(first, last + 1):
-        place = (chunk - first) * CHUNK
+        own = out[(chunk - first) * CHUNK : (chunk - first + 1) * CHUNK]
         if threshold == 0:
-            out[place : place + CHUNK] = scale
+            own[:] = scale
         else:
-            own = out[place : place + CHUNK]
             _bits(seed, chunk, bits)
             for i in range(CHUNK):
                 own[i] = scale if bits[i] >= threshold else np.float32(0.0)

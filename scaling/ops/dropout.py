@@ -45,9 +45,9 @@ class Draw:
         """What remains is multiplied with this."""
         return 1.0 / (1.0 - self.p)
 
-    def kernel(self, members: int = 1) -> tuple[np.ndarray, np.uint32, np.float32, int]:
-        """Seeds, threshold, scale and first number, as the kernels take them."""
-        return np.array(self.each(members), np.uint64), np.uint32(self.threshold), np.float32(self.scale), self.begin
+    def kernel(self) -> tuple[np.ndarray, np.uint32, np.float32, int]:
+        """Seeds, threshold, scale and first number, as the kernel takes them."""
+        return np.array(self.seeds, np.uint64), np.uint32(self.threshold), np.float32(self.scale), self.begin
 
     def each(self, members: int) -> tuple[int, ...]:
         """The seed of each member, which may be the same."""
@@ -122,7 +122,7 @@ def _drop(x: Tensor, p: float, seeds: list[int], begin: int) -> Tensor:
     x, draw = x.contiguous(), Draw(p, tuple(seeds), begin)
     y = torch.empty_like(x)
     if workers := min(threads_of_torch(), -(-x.numel() // _masks.BLOCK)):
-        _masks.drop(flat(x), *draw.kernel(len(seeds)), flat(y), workers)
+        _masks.drop(flat(x), *draw.kernel(), flat(y), workers)
     return y
 
 
