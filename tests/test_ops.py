@@ -10,7 +10,7 @@ from numba import njit
 from torch import Tensor
 from torch.nn import functional
 
-from scaling.ops import _cache, _feed_forward, _vectors, selective_scan
+from scaling.ops import _cache, _elementary, _feed_forward, _vectors, selective_scan
 from scaling.ops._jobs import DONE, share
 from scaling.ops.causal_conv import causal_conv
 from scaling.ops.dropout import NOTHING, Draw, seed_from
@@ -269,7 +269,7 @@ def each_number(function, x, y):
 def test_vector_functions_are_accurate_to_single_precision(name, exact, low, high):
     x = np.linspace(low, high, 20000).astype(np.float32)
     found = np.empty_like(x)
-    function = getattr(_vectors, name)
+    function = getattr(_elementary, name)
     each_number(njit(lambda numbers: function(numbers)), x, found)
     expected = exact(x.astype(np.float64))
     assert np.abs(found / expected - 1).max() < 5e-7

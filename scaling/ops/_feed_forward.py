@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scaling.ops._elementary import exp
 from scaling.ops._jit import jit
 from scaling.ops._mamba_layout import up
 from scaling.ops._masks import CHUNK, factors
@@ -22,7 +23,6 @@ from scaling.ops._vectors import (
     F,
     above_zero,
     at_least,
-    exp,
     load,
     load_tile,
     of_member,

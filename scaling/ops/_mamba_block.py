@@ -8,6 +8,7 @@ Arrays are flat. A member's ``own`` constants hold rows of channels of its param
 """
 
 from scaling.ops._chunks import chunk
+from scaling.ops._elementary import exp2, sigmoid, softplus, softplus_and_slope
 from scaling.ops._jit import jit
 from scaling.ops._mamba_layout import LN2
 from scaling.ops._norm import normalise, normalise_back
@@ -16,16 +17,12 @@ from scaling.ops._vectors import (
     GROUP,
     LANES,
     F,
-    exp2,
     folded,
     load,
     load_rows,
     load_tile,
     repeated,
     scratch,
-    sigmoid,
-    softplus,
-    softplus_and_slope,
     spread,
     store,
     store_sums,

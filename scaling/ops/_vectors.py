@@ -52,18 +52,20 @@ class Numbers(types.Type):
 @register_model(Numbers)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Numbers) -> None:
-        super().__init__(manager, kind, _numbers(kind.count))
+        super().__init__(manager, kind, numbers_of(kind.count))
 
 
 Vector, Tile = Numbers(LANES), Numbers(GROUP * LANES)
 
 
-def _numbers(count: int) -> ir.VectorType:
+def numbers_of(count: int) -> ir.VectorType:
+    """LLVM's type of so many numbers."""
     return ir.VectorType(ir.FloatType(), count)
 
 
-def _constant(value: float, count: int) -> ir.Constant:
-    return ir.Constant(_numbers(count), [float(F(value))] * count)
+def constant(value: float, count: int) -> ir.Constant:
+    """One number so many times."""
+    return ir.Constant(numbers_of(count), [float(F(value))] * count)
 
 
 def _pick(builder: ir.IRBuilder, value: ir.Value, places: Iterable[int]) -> ir.Value:
@@ -88,7 +90,7 @@ def _joined(builder: ir.IRBuilder, parts: list[ir.Value]) -> ir.Value:
 
 def _pointer(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, place: ir.Value, count: int) -> ir.Value:
     start = builder.gep(context.make_array(kind)(context, builder, array).data, [place])
-    return builder.bitcast(start, _numbers(count).as_pointer())
+    return builder.bitcast(start, numbers_of(count).as_pointer())
 
 
 def _load(context: Any, builder: ir.IRBuilder, kind: Any, array: ir.Value, place: ir.Value, count: int) -> ir.Value:
@@ -166,7 +168,7 @@ def store_sums(typing, array, place, tile):  # type: ignore[no-untyped-def]
     def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
         value = given[2]
         while (count := value.type.count) > GROUP:
-            value = _add(builder, _pick(builder, value, range(0, count, 2)), _pick(builder, value, range(1, count, 2)))
+            value = add(builder, _pick(builder, value, range(0, count, 2)), _pick(builder, value, range(1, count, 2)))
         builder.store(value, _pointer(context, builder, signature.args[0], *given[:2], GROUP), align=4)
         return context.get_dummy_value()
 
@@ -238,7 +240,7 @@ def _strided(builder: ir.IRBuilder, place: ir.Value, stride: ir.Value) -> list[i
 @intrinsic
 def zeros(typing):  # type: ignore[no-untyped-def]
     """A tile of zeros."""
-    return Tile(), lambda context, builder, signature, given: _constant(0.0, GROUP * LANES)
+    return Tile(), lambda context, builder, signature, given: constant(0.0, GROUP * LANES)
 
 
 @intrinsic
@@ -253,12 +255,13 @@ def folded(typing, tile):  # type: ignore[no-untyped-def]
 
     def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
         one, two, three, four = (_part(builder, given[0], row) for row in range(GROUP))
-        return _add(builder, _add(builder, one, two), _add(builder, three, four))
+        return add(builder, add(builder, one, two), add(builder, three, four))
 
     return Vector(tile), build
 
 
-def _add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+def add(builder: ir.IRBuilder, one: ir.Value, other: ir.Value) -> ir.Value:
+    """The sum, which may become part of another operation."""
     return builder.fadd(one, other, flags=FREE)
 
 
@@ -285,7 +288,7 @@ def _operator(operation: Callable[[Any, Any], Any], emit: str) -> None:
 def _as_numbers(builder: ir.IRBuilder, value: ir.Value, count: int) -> ir.Value:
     if isinstance(value.type, ir.VectorType):
         return value
-    one = builder.insert_element(ir.Constant(_numbers(count), ir.Undefined), value, ir.IntType(32)(0))
+    one = builder.insert_element(ir.Constant(numbers_of(count), ir.Undefined), value, ir.IntType(32)(0))
     return _pick(builder, one, [0] * count)
 
 
@@ -302,16 +305,17 @@ for _operation, _emit in (
 @intrinsic
 def at_least(typing, x, bound):  # type: ignore[no-untyped-def]
     """The larger of each number and a bound."""
-    return x(x, types.float32), lambda context, builder, signature, given: _bounded(builder, "<", *given)
+    return x(x, types.float32), lambda context, builder, signature, given: bounded(builder, "<", *given)
 
 
 @intrinsic
 def at_most(typing, x, bound):  # type: ignore[no-untyped-def]
     """The smaller of each number and a bound."""
-    return x(x, types.float32), lambda context, builder, signature, given: _bounded(builder, ">", *given)
+    return x(x, types.float32), lambda context, builder, signature, given: bounded(builder, ">", *given)
 
 
-def _bounded(builder: ir.IRBuilder, beyond: str, x: ir.Value, bound: ir.Value) -> ir.Value:
+def bounded(builder: ir.IRBuilder, beyond: str, x: ir.Value, bound: ir.Value) -> ir.Value:
+    """Numbers, or the bound for those beyond it; NaN stays."""
     limit = _as_numbers(builder, bound, x.type.count)
     return builder.select(builder.fcmp_ordered(beyond, x, limit), limit, x)
 
@@ -325,7 +329,7 @@ def signed(typing, size, x):  # type: ignore[no-untyped-def]
         bits = ir.VectorType(ir.IntType(32), count)
         size, x = (builder.bitcast(value, bits) for value in given)
         sign = builder.and_(x, ir.Constant(bits, [2**31] * count))
-        return builder.bitcast(builder.or_(size, sign), _numbers(count))
+        return builder.bitcast(builder.or_(size, sign), numbers_of(count))
 
     return size(size, x), build
 
@@ -336,103 +340,9 @@ def above_zero(typing, x):  # type: ignore[no-untyped-def]
 
     def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
         count = given[0].type.count
-        above = builder.fcmp_ordered(">", given[0], _constant(0.0, count))
-        below = builder.fcmp_ordered("<=", given[0], _constant(0.0, count))
-        step = builder.select(below, _constant(0.0, count), given[0])
-        return builder.select(above, _constant(1.0, count), step)
+        above = builder.fcmp_ordered(">", given[0], constant(0.0, count))
+        below = builder.fcmp_ordered("<=", given[0], constant(0.0, count))
+        step = builder.select(below, constant(0.0, count), given[0])
+        return builder.select(above, constant(1.0, count), step)
 
     return x(x), build
-
-
-MAGIC = 1.5 * 2**23
-"""Added to a small number, it leaves the nearest integer in the last bits."""
-
-EXP2 = (1.3264725407e-3, 9.6715127680e-3, 5.5507337492e-2, 2.4022242083e-1, 6.9314697760e-1, 1.0)
-"""The polynomial for 2^f, |f| <= 1/2, of least largest relative error, 9.2e-8, among those exact at 0."""
-
-LOG2_E = float(np.log2(np.e))
-LN2 = (0.693359375, -2.12194440e-4)
-"""In two parts, the first of which has so few bits that whole multiples of it are exact (Cephes)."""
-
-
-@intrinsic
-def exp2(typing, x):  # type: ignore[no-untyped-def]
-    """2^x for x <= 126, relative error below 2e-7; x is clamped at -125.
-
-    x = k + f with |f| <= 1/2. Sums with ``MAGIC`` must round, so LLVM is given no freedom there.
-    """
-
-    def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
-        count = given[0].type.count
-        clamped = _bounded(builder, "<", given[0], ir.Constant(ir.FloatType(), -125.0))
-        shifted = builder.fadd(clamped, _constant(MAGIC, count))
-        f = builder.fsub(clamped, builder.fsub(shifted, _constant(MAGIC, count)))
-        return _power(builder, shifted, f, 1.0)
-
-    return x(x), build
-
-
-@intrinsic
-def exp(typing, x):  # type: ignore[no-untyped-def]
-    """e^x for x <= 87, relative error below 2e-7; x is clamped at -86.
-
-    x = k ln 2 + f with |f| <= ln(2) / 2.
-    """
-
-    def build(context, builder, signature, given):  # type: ignore[no-untyped-def]
-        count = given[0].type.count
-        f = _bounded(builder, "<", given[0], ir.Constant(ir.FloatType(), -86.0))
-        shifted = builder.fadd(builder.fmul(f, _constant(LOG2_E, count)), _constant(MAGIC, count))
-        k = builder.fsub(shifted, _constant(MAGIC, count))
-        for part in LN2:
-            f = _add(builder, f, builder.fmul(k, _constant(-part, count), flags=FREE))
-        return _power(builder, shifted, f, LOG2_E)
-
-    return x(x), build
-
-
-def _power(builder: ir.IRBuilder, shifted: ir.Value, f: ir.Value, scale: float) -> ir.Value:
-    """2^(k + scale f): k, in the last bits of ``shifted``, is added to the exponent of the polynomial."""
-    count = f.type.count
-    coefficients = [value * scale ** (len(EXP2) - 1 - at) for at, value in enumerate(EXP2)]
-    p = _constant(coefficients[0], count)
-    for coefficient in coefficients[1:]:
-        p = _add(builder, builder.fmul(p, f, flags=FREE), _constant(coefficient, count))
-    bits = ir.VectorType(ir.IntType(32), count)
-    k = builder.shl(builder.bitcast(shifted, bits), ir.Constant(bits, [23] * count))
-    return builder.bitcast(builder.add(builder.bitcast(p, bits), k), _numbers(count))
-
-
-@jit
-def sigmoid(x):  # type: ignore[no-untyped-def]
-    """1 / (1 + e^-x)."""
-    return F(1.0) / (F(1.0) + exp(at_most(F(0.0) - x, F(87.0))))
-
-
-@jit
-def softplus(x):  # type: ignore[no-untyped-def]
-    """log(1 + e^x)."""
-    positive = at_least(x, F(0.0))
-    return _softplus(positive, exp(x - F(2.0) * positive))
-
-
-@jit
-def softplus_and_slope(x):  # type: ignore[no-untyped-def]
-    """log(1 + e^x) and 1 / (1 + e^-x), which share an exponential."""
-    positive = at_least(x, F(0.0))
-    u = exp(x - F(2.0) * positive)
-    return _softplus(positive, u), (u + (F(1.0) - u) * above_zero(x)) / (F(1.0) + u)
-
-
-@jit
-def _softplus(positive, u):  # type: ignore[no-untyped-def]
-    """max(x, 0) + log1p(u) for u = e^-|x|; log1p(u) = 2 artanh(u / (2 + u)) as a series."""
-    s = u / (F(2.0) + u)
-    q = s * s
-    p = q * F(1 / 13) + F(1 / 11)
-    p = p * q + F(1 / 9)
-    p = p * q + F(1 / 7)
-    p = p * q + F(1 / 5)
-    p = p * q + F(1 / 3)
-    p = p * q + F(1.0)
-    return positive + F(2.0) * s * p
