@@ -120,7 +120,8 @@ def carry_out(held: Held, team: Team) -> None:
     """Do a run that was taken.
 
     Raises:
-        Interrupted: the driver asked to stop, or somebody else has the run now.
+        Interrupted: the run is to stop, or somebody else has it now.
+        ChildProcessError: it failed, and its process may be why.
 
     """
     held.finish(_train(held, team, held.saved()))

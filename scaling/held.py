@@ -6,7 +6,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TypeVar
 
-from scaling import checkpoint, episodes, results
+from scaling import checkpoint, ending, episodes, results
 from scaling.checkpoint import State
 from scaling.claims import Claim
 from scaling.errors import Interrupted
@@ -22,14 +22,19 @@ Result = TypeVar("Result")
 
 
 class Stop:
-    """Whether the driver asked to stop; looked up about once a second, so that it can be asked at every update."""
+    """Whether to stop: the driver asked for it, which is looked up about once a second, or the process is ending."""
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
-        self.stopping, self.asked = stopping, False
+        self._stopping, self._told = stopping, False
+
+    @property
+    def asked(self) -> bool:
+        """As far as is known; cheap enough for every update."""
+        return self._told or ending.has_begun()
 
     def ask(self) -> None:
         """Look it up."""
-        self.asked = self.asked or self.stopping()
+        self._told = self._told or self._stopping()
 
 
 class Held:
@@ -52,7 +57,7 @@ class Held:
         """Whether it is this process's to do: nobody else does it, and it has not ended.
 
         Raises:
-            Interrupted: the driver asked to stop.
+            Interrupted: the run is to stop.
 
         """
         return self._persist(lambda: not self.has_ended() and self.claim.take() and not self.has_ended())
@@ -66,7 +71,7 @@ class Held:
         """The state from which the run goes on, if there is one.
 
         Raises:
-            Interrupted: the driver asked to stop.
+            Interrupted: the run is to stop.
 
         """
         content = self._persist(lambda: self.root.read(checkpoint.path_of(self.order.run_id)))
@@ -86,7 +91,7 @@ class Held:
         """Save; a root in trouble costs the checkpoint, not the run.
 
         Raises:
-            Interrupted: the driver asked to stop, or somebody else has the run now.
+            Interrupted: the run is to stop, or somebody else has it now.
 
         """
         if self.claim.lost:
@@ -104,10 +109,13 @@ class Held:
         """Leave the rows, the run's own last, since it says that all is there; then drop the checkpoint.
 
         Raises:
-            Interrupted: the root has trouble, and the driver asked to stop.
+            Interrupted: the root has trouble, and the run is to stop.
+            ChildProcessError: the run failed in a process that is ending, which may be why.
 
         """
         root, order = self.root, self.order
+        if outcome.row["status"] == results.FAILED and ending.has_begun():
+            raise ChildProcessError(f"this process is ending; {outcome.row['error']}")
         if outcome.episodes:
             self._persist(lambda: episodes.write(root, order.run_id, outcome.episodes))
         self._persist(lambda: None if self.has_ended() else results.write_row(root, outcome.row))
@@ -119,7 +127,7 @@ class Held:
         """Act on the root, again and again while it has trouble, as the numbers cost more than the wait.
 
         Raises:
-            Interrupted: the driver asked to stop meanwhile.
+            Interrupted: the run is to stop.
             OSError: the trouble lasted for too long.
 
         """

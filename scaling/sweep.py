@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -28,7 +29,7 @@ with garbage.paused():
     from ray.tune.search import Searcher
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from scaling import results
+    from scaling import ending, results
     from scaling.attempt import Alone, Team, give_up
     from scaling.desk import open_desk
     from scaling.driver import Watcher
@@ -182,7 +183,8 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
             return True
 
     team = Alone() if shape[0] == 1 else _teams.setdefault(shape, Together(*shape))
-    attempt_together(orders, team, report, stopping)
+    with ending.awaited():
+        attempt_together(orders, team, report, stopping)
     if config["watched"]:
         for order in orders:
             _report_end(order)
@@ -261,12 +263,12 @@ class _End(tune.Stopper):
         return self.queue.stopped and not self.queue.is_busy
 
 
-def _reason(trial: Any, attempts: int) -> str:
+def _reason(trial: Any, deaths: int) -> str:
     """Why a run has come to nothing, as Tune knows it."""
     cause = getattr(trial.get_pickled_error(), "cause", None)
     if isinstance(cause, Exception):
-        return f"{attempts} attempts failed: {type(cause).__name__}: {' '.join(str(cause).split())}"
-    return f"the worker process died {attempts} times; out of memory or killed"
+        return f"{deaths} attempts failed: {type(cause).__name__}: {' '.join(str(cause).split())}"
+    return f"the worker process died {deaths} times; out of memory or killed"
 
 
 class _Callback(TrialProgressCallback):
@@ -278,6 +280,8 @@ class _Callback(TrialProgressCallback):
     def __init__(self, queue: _Queue, watcher: Watcher, retries: int) -> None:
         super().__init__()
         self._queue, self._watcher, self._retries = queue, watcher, retries
+        self._deaths: Counter[str] = Counter()
+        """Of processes that had a run, or a pack, of which the first run is named."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
@@ -301,15 +305,24 @@ class _Callback(TrialProgressCallback):
         self._came_back(trial.config["run_ids"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Every attempt ended with an error around the runs, such as the death of their process."""
+        """The attempts that Tune made ended with an error around the runs, such as the death of their process.
+
+        It may have made fewer than it may: a process that dies between two trials costs it the second at once.
+        """
         names = trial.config["run_ids"]
+        self._deaths[names[0]] += max(1, trial.num_failures)
         self._queue.listen()
+        if not self._queue.stopped and self._deaths[names[0]] > self._retries:  # who stops it may end its processes too
+            self._give_up(names, _reason(trial, self._deaths[names[0]]))
+        self._came_back(names)  # without a row they are offered again
+
+    def _give_up(self, names: list[str], reason: str) -> None:
         if len(names) > 1:  # one of them may be to blame, or their number
             self._queue.work.separate(names)
-        elif not self._queue.stopped:  # whoever ends the sweep may end the workers with it, and Tune tries them no more
-            with suppress(OSError):  # without a row the run is offered again
-                give_up(self._queue.orders[names[0]], _reason(trial, self._retries + 1))
-        self._came_back(names)
+            del self._deaths[names[0]]
+            return
+        with suppress(OSError):
+            give_up(self._queue.orders[names[0]], reason)
 
     def _came_back(self, names: list[str]) -> None:
         for name in names:

@@ -90,7 +90,14 @@ class Work:
         """Whether no further run will have to be started."""
         if self.given_up or not self._left:
             return True
-        return not self.wait and all(name in self._held for name in self._left)
+        if self.wait or not self._is_with_others():
+            return False
+        self._look_at_once()  # somebody may have died since, and nobody else need come after this
+        return self._is_with_others()
+
+    def _is_with_others(self) -> bool:
+        """Whether others are at work on all that is left."""
+        return all(name in self._held for name in self._left)
 
     def came_back(self, name: str) -> dict[str, Any] | None:
         """A run that was started is no longer under way here; its row if it has one."""
@@ -100,8 +107,7 @@ class Work:
         except OSError:  # it comes back again
             return None
         if row is None or row["finished"] == self.replaces[name]:
-            self._looked = -LOOK  # somebody else may have it
-            self._look()
+            self._look_at_once()  # somebody else may have it
             return None
         self._left.pop(name, None)
         self._judge(row)
@@ -118,9 +124,11 @@ class Work:
             self.given_up = f"{ALIKE} runs failed alike before any was done: {row['error']}"
 
     def _look(self) -> None:
-        """See what others have done and hold."""
-        if time.monotonic() - self._looked < LOOK:
-            return
+        """See what others have done and hold, if that was not seen just before."""
+        if time.monotonic() - self._looked >= LOOK:
+            self._look_at_once()
+
+    def _look_at_once(self) -> None:
         try:
             files = self.root.files()
         except OSError:  # trouble with the root; what was seen last stands

@@ -95,6 +95,10 @@ class Slurm:
         said = self.ask("scontrol", "--oneliner", "show", "job", job)
         return dict(word.split("=", 1) for word in said.split() if "=" in word)
 
+    def log(self) -> str:
+        """What the controller saw."""
+        return (self.folder / "slurmctld.log").read_text()
+
     def start(self, name: str, *command: str) -> None:
         """Start a daemon in the foreground, as a child."""
         with (self.folder / f"{name}.out").open("wb") as out:

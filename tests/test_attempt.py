@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from scaling import checkpoint, held, plug, results, training
+from scaling import checkpoint, ending, held, plug, population, results, training
 from scaling.attempt import Alone, Job, attempt, give_up
 from scaling.claims import Claim
 from scaling.errors import Interrupted, TeamBroken, UserError
 from scaling.order import Order
+from scaling.pack import attempt_together
 from scaling.root import open_root
 from scaling.runs import open_store
 from scaling.spec import DataSpec, EvaluateSpec, ModelSpec, RunSpec, TrainSpec, to_dict
@@ -198,6 +199,51 @@ def test_a_driver_that_asks_to_stop_gets_a_checkpoint_and_no_row(folder):
     assert names(order) == ["checkpoint.pt"]
 
 
+IN_A_THREAD = """
+import json, sys, threading
+from scaling import ending
+from scaling.attempt import Alone, attempt
+from scaling.order import Order
+
+order, under_way = Order(**json.load(sys.stdin)), threading.Event()
+
+def work():
+    with ending.awaited():
+        attempt(order, Alone(), lambda update, loss: under_way.set(), lambda: False)
+
+threading.Thread(target=work, daemon=True).start()
+sys.exit(3 if under_way.wait(60) else "the run did not begin")
+"""
+"""A worker as Ray's are: a signal ends its main thread, while another has a run."""
+
+
+def test_a_process_that_ends_saves_the_state_of_its_run_before(folder):
+    order = order_of(folder, dataclasses.replace(RUN, train=TrainSpec(amount=1e6, batch=6, evaluations=100_000)))
+    told = json.dumps(dataclasses.asdict(order))
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD], input=told, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert names(order) == ["checkpoint.pt"]
+    state = checkpoint.unpack(order.run_id, open_root(order.root).read(checkpoint.path_of(order.run_id)))
+    assert 0 < state["done"] < 1e6
+
+
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_what_fails_in_a_process_that_is_ending_is_no_failed_run(folder, monkeypatch, seeds):
+    """As when the operators are gone under the thread that uses them."""
+    monkeypatch.setattr(ending, "_begun", threading.Event())
+    orders = [order_of(folder, dataclasses.replace(RUN, seed=seed)) for seed in seeds]
+
+    def vanished(*_):
+        ending._begun.set()
+        raise AttributeError("'_OpNamespace' 'scaling' object has no attribute 'layers'")
+
+    monkeypatch.setattr(training.Training, "_part", vanished)
+    monkeypatch.setattr(population.Population, "_step", vanished)
+    with pytest.raises(ChildProcessError, match="this process is ending; AttributeError: '_OpNamespace'"):
+        attempt_together(orders, Alone(), lambda *_: None, never)
+    assert [names(order) for order in orders] == [[] for _ in orders]
+
+
 def test_memory_that_does_not_suffice_makes_smaller_parts_of_the_batch(folder, monkeypatch):
     order = order_of(folder)
     parts = []
@@ -360,6 +406,7 @@ SCRIPT = """
 import json, sys
 from scaling.attempt import Job
 from scaling.order import Order
+from scaling.pack import attempt_together
 order = Order(**json.loads(sys.argv[1]))
 outcome = Job(order=order, micro_batches=int(sys.argv[2]), state=None).train(lambda update, loss: None, None)
 import torch.distributed as dist

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -15,9 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from scaling import episodes, results
+from scaling import episodes, grid, plan, results, sweep as tuning
 from scaling.cli import main
+from scaling.driver import orders_of
+from scaling.resources import Habits
 from scaling.root import open_root
+from scaling.runs import identify
+from scaling.work import Work
 
 from conftest import make_columns, write_hdf5
 
@@ -211,14 +216,36 @@ def repeatable(root: Path) -> dict[str, dict]:
     return {row["run_id"]: {name: row[name] for name in row if results.BY_NAME[name].repeatable} for row in rows}
 
 
-def test_a_killed_worker_is_replaced_and_its_run_done_again(own_data):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_worker_is_replaced_and_its_run_done_again(own_data, number):
     sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=400)
     driver = start(sweep, "--cpus", 1)
-    os.kill(json.loads(wait_for_work(own_data).read_text())["pid"], signal.SIGKILL)
+    os.kill(json.loads(wait_for_work(own_data).read_text())["pid"], number)
     said, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, said
     assert "2 of 2 runs done" in said
     assert list(own_data.glob(CLAIM)) == []
+
+
+def test_a_run_is_given_up_only_after_as_many_deaths_as_are_said(own_data):
+    """Tune tells of an error after a single one where the process died between two trials."""
+    runs, place = identify(grid.read(sweep_file(own_data, "{seed: [0]}"))), open_root(own_data / "runs")
+    replaces = dict.fromkeys(runs.specs)
+    orders = orders_of(
+        runs, plan.plan(runs), place, replaces, Habits(threads=1, checkpoint_seconds=300.0, keep_checkpoints=False)
+    )
+    work = Work(place, list(orders), replaces, wait=True)
+    asking = SimpleNamespace(asked=False, keep_listening=lambda: None)
+    watcher = SimpleNamespace(ended=lambda name, loss: None)
+    callback = tuning._Callback(tuning._Queue(work, orders, asking, None), watcher, retries=2)
+    for deaths in (1, 1, 2):
+        names = work.next_pack()
+        assert names == list(orders)
+        trial = SimpleNamespace(config={"run_ids": names}, num_failures=deaths, get_pickled_error=lambda: None)
+        callback.on_trial_error(0, [], trial)
+    row = results.read_row(place, *orders)
+    assert row["error"] == "the worker process died 4 times; out of memory or killed"
+    assert work.is_over()
 
 
 def test_a_killed_driver_leaves_claims_that_the_next_one_takes_over_at_once(own_data):

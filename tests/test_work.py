@@ -63,6 +63,18 @@ def test_who_does_not_wait_is_over_when_others_hold_the_rest(root):
         assert work.is_over()
 
 
+def test_who_does_not_wait_looks_again_before_leaving(root, monkeypatch):
+    """Whoever held the rest has died since the last look; nobody else would do it."""
+    monkeypatch.setattr(working, "LOOK", 3600.0)
+    work = work_of(root, "a", wait=False)
+    with Claim(root, "a") as other:
+        other.take()
+        assert work.next() is None
+        assert work.is_over()
+    assert not work.is_over()
+    assert work.next() == "a"
+
+
 def test_a_claim_of_another_machine_that_stays_the_same_for_too_long_is_no_longer_heeded(root, monkeypatch):
     monkeypatch.setattr(claims, "STALE", 0.5)
     said = {**Claim(root, "a").said, "machine": "another", "time": 0.0}
