@@ -33,8 +33,8 @@ class Stop:
         return self._told or ending.has_begun()
 
     def ask(self) -> None:
-        """Look it up."""
-        self._told = self._told or self._stopping()
+        """Look it up, unless it is known: Ray ends a worker at once that asks while its process is ending."""
+        self._told = self.asked or self._stopping()
 
 
 class Held:

@@ -170,6 +170,8 @@ def _trial(config: dict[str, Any], desk: Any) -> None:
     said: dict[str, float] = dict.fromkeys(config["run_ids"], time.monotonic())
 
     def report(run_id: str, update: int, loss: float) -> None:
+        if ending.has_begun():  # nobody listens any more, and Tune would wait for an answer
+            return
         if time.monotonic() - said[run_id] > REPORT_SECONDS * len(orders):
             tune.report({"run_id": run_id, "update": update, "loss": loss})
             said[run_id] = time.monotonic()
@@ -282,6 +284,7 @@ class _Callback(TrialProgressCallback):
         self._queue, self._watcher, self._retries = queue, watcher, retries
         self._deaths: Counter[str] = Counter()
         """Of processes that had a run, or a pack, of which the first run is named."""
+        self._last_death: tuple[int, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
@@ -304,17 +307,25 @@ class _Callback(TrialProgressCallback):
         """Runs have ended, or were left to somebody else."""
         self._came_back(trial.config["run_ids"])
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The attempts that Tune made ended with an error around the runs, such as the death of their process.
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """An attempt ended with an error around the runs, such as the death of their process; Tune tries again."""
+        self._count_death(iteration, trial)
 
-        It may have made fewer than it may: a process that dies between two trials costs it the second at once.
-        """
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """The same, and Tune tries no more: after ``retries``, or where the process died between two trials."""
+        self._count_death(iteration, trial)
         names = trial.config["run_ids"]
-        self._deaths[names[0]] += max(1, trial.num_failures)
+        deaths = self._deaths[names[0]]
         self._queue.listen()
-        if not self._queue.stopped and self._deaths[names[0]] > self._retries:  # who stops it may end its processes too
-            self._give_up(names, _reason(trial, self._deaths[names[0]]))
+        if not self._queue.stopped and deaths > self._retries:  # whoever stops the sweep may end its processes too
+            self._give_up(names, _reason(trial, deaths))
         self._came_back(names)  # without a row they are offered again
+
+    def _count_death(self, iteration: int, trial: Any) -> None:
+        """Tune tells twice, at one step, of a process that died between two trials."""
+        if self._last_death != (iteration, trial.trial_id):
+            self._last_death = iteration, trial.trial_id
+            self._deaths[trial.config["run_ids"][0]] += 1
 
     def _give_up(self, names: list[str], reason: str) -> None:
         if len(names) > 1:  # one of them may be to blame, or their number

@@ -218,33 +218,36 @@ def repeatable(root: Path) -> dict[str, dict]:
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_worker_is_replaced_and_its_run_done_again(own_data, number):
-    sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=400)
+    """SIGTERM gives it time to save the state of its run."""
+    sweep = sweep_file(own_data, "{seed: [0, 1]}", amount=2000)
     driver = start(sweep, "--cpus", 1)
     os.kill(json.loads(wait_for_work(own_data).read_text())["pid"], number)
     said, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, said
     assert "2 of 2 runs done" in said
     assert list(own_data.glob(CLAIM)) == []
+    resumes = sorted(pq.read_table(path)["resumes"][0].as_py() for path in own_data.glob(ROW))
+    assert resumes == [0, int(number == signal.SIGTERM)]
 
 
 def test_a_run_is_given_up_only_after_as_many_deaths_as_are_said(own_data):
-    """Tune tells of an error after a single one where the process died between two trials."""
+    """Of a process that died between two trials Tune tells twice, and does not try again."""
     runs, place = identify(grid.read(sweep_file(own_data, "{seed: [0]}"))), open_root(own_data / "runs")
     replaces = dict.fromkeys(runs.specs)
-    orders = orders_of(
-        runs, plan.plan(runs), place, replaces, Habits(threads=1, checkpoint_seconds=300.0, keep_checkpoints=False)
-    )
+    habits = Habits(threads=1, checkpoint_seconds=300.0, keep_checkpoints=False)
+    orders = orders_of(runs, plan.plan(runs), place, replaces, habits)
     work = Work(place, list(orders), replaces, wait=True)
     asking = SimpleNamespace(asked=False, keep_listening=lambda: None)
     watcher = SimpleNamespace(ended=lambda name, loss: None)
     callback = tuning._Callback(tuning._Queue(work, orders, asking, None), watcher, retries=2)
-    for deaths in (1, 1, 2):
+    for step, trial_id in enumerate("abc"):
         names = work.next_pack()
         assert names == list(orders)
-        trial = SimpleNamespace(config={"run_ids": names}, num_failures=deaths, get_pickled_error=lambda: None)
-        callback.on_trial_error(0, [], trial)
+        trial = SimpleNamespace(trial_id=trial_id, config={"run_ids": names}, get_pickled_error=lambda: None)
+        callback.on_trial_recover(step, [], trial)
+        callback.on_trial_error(step, [], trial)
     row = results.read_row(place, *orders)
-    assert row["error"] == "the worker process died 4 times; out of memory or killed"
+    assert row["error"] == "the worker process died 3 times; out of memory or killed"
     assert work.is_over()
 
 
