@@ -121,7 +121,6 @@ def carry_out(held: Held, team: Team) -> None:
 
     Raises:
         Interrupted: the run is to stop, or somebody else has it now.
-        ChildProcessError: it failed, and its process may be why.
 
     """
     held.finish(_train(held, team, held.saved()))

@@ -109,13 +109,13 @@ class Held:
         """Leave the rows, the run's own last, since it says that all is there; then drop the checkpoint.
 
         Raises:
-            Interrupted: the root has trouble, and the run is to stop.
-            ChildProcessError: the run failed in a process that is ending, which may be why.
+            Interrupted: the root has trouble, and the run is to stop; or it failed in a process that is ending, which may
+                be why.
 
         """
         root, order = self.root, self.order
         if outcome.row["status"] == results.FAILED and ending.has_begun():
-            raise ChildProcessError(f"this process is ending; {outcome.row['error']}")
+            raise Interrupted
         if outcome.episodes:
             self._persist(lambda: episodes.write(root, order.run_id, outcome.episodes))
         self._persist(lambda: None if self.has_ended() else results.write_row(root, outcome.row))

@@ -251,8 +251,8 @@ def test_what_fails_in_a_process_that_is_ending_is_no_failed_run(folder, monkeyp
 
     monkeypatch.setattr(training.Training, "_part", vanished)
     monkeypatch.setattr(population.Population, "_step", vanished)
-    with pytest.raises(ChildProcessError, match="this process is ending; AttributeError: '_OpNamespace'"):
-        attempt_together(orders, Alone(), lambda *_: None, never)
+    attempt_together(orders, Alone(), lambda *_: None, never)
+    assert ending.has_begun()
     assert [names(order) for order in orders] == [[] for _ in orders]
 
 
