@@ -109,12 +109,11 @@ class Held:
         """Leave the rows, the run's own last, since it says that all is there; then drop the checkpoint.
 
         Raises:
-            Interrupted: the root has trouble, and the run is to stop; or it failed in a process that is ending, which may
-                be why.
+            Interrupted: the root has trouble, and the run is to stop; or it failed, in a process that is ending.
 
         """
         root, order = self.root, self.order
-        if outcome.row["status"] == results.FAILED and ending.has_begun():
+        if outcome.row["status"] == results.FAILED and ending.has_begun():  # which may be why
             raise Interrupted
         if outcome.episodes:
             self._persist(lambda: episodes.write(root, order.run_id, outcome.episodes))
