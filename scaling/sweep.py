@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -282,9 +282,9 @@ class _Callback(TrialProgressCallback):
     def __init__(self, queue: _Queue, watcher: Watcher, retries: int) -> None:
         super().__init__()
         self._queue, self._watcher, self._retries = queue, watcher, retries
-        self._deaths: Counter[str] = Counter()
-        """Of processes that had a run, or a pack, of which the first run is named."""
-        self._last_death: tuple[int, str] | None = None
+        self._deaths: defaultdict[str, set[int]] = defaultdict(set)
+        """Of processes that had a run, or a pack, of which the first run is named: the steps of Tune's at which they
+        died, as it tells twice of one that died between two trials."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks; nothing here is worth restoring, since the rows are on disk."""
@@ -309,23 +309,17 @@ class _Callback(TrialProgressCallback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """An attempt ended with an error around the runs, such as the death of their process; Tune tries again."""
-        self._count_death(iteration, trial)
+        self._deaths[trial.config["run_ids"][0]].add(iteration)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The same, and Tune tries no more: after ``retries``, or where the process died between two trials."""
-        self._count_death(iteration, trial)
         names = trial.config["run_ids"]
-        deaths = self._deaths[names[0]]
+        self._deaths[names[0]].add(iteration)
+        deaths = len(self._deaths[names[0]])
         self._queue.listen()
         if not self._queue.stopped and deaths > self._retries:  # whoever stops the sweep may end its processes too
             self._give_up(names, _reason(trial, deaths))
         self._came_back(names)  # without a row they are offered again
-
-    def _count_death(self, iteration: int, trial: Any) -> None:
-        """Tune tells twice, at one step, of a process that died between two trials."""
-        if self._last_death != (iteration, trial.trial_id):
-            self._last_death = iteration, trial.trial_id
-            self._deaths[trial.config["run_ids"][0]] += 1
 
     def _give_up(self, names: list[str], reason: str) -> None:
         if len(names) > 1:  # one of them may be to blame, or their number
